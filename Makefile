@@ -1,0 +1,39 @@
+# make lab      install once into .venv, then open JupyterLab on the first chapter     (make lab ARGS="--no-browser")
+# make test     install once what teachers and developers need, then check everything
+# make build    build the notebooks from notebooks/source
+#
+# Another Python: make lab PYTHON=python3.12. Without make, or on Windows: see README.md.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+UNIT := $(wildcard tests/test_*.py)
+REST := $(wildcard tests/classroom tests/notebooks tests/browser)
+
+.PHONY: lab test build
+
+lab: $(VENV)/lab.stamp
+	$(BIN)/course lab $(ARGS)
+
+# One thread each for two workers; afterwards one process, since notebooks and browsers bring processes of their own.
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(UNIT)
+	$(if $(REST),OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(REST))
+
+build: $(VENV)/test.stamp
+	$(BIN)/course build $(ARGS)
+
+# A stamp is younger than what it was installed from, so that a second run needs no network.
+$(VENV)/lab.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -c constraints.txt -e '.[lab]'
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -c constraints.txt -e '.[lab,teach,dev]'
+	touch $(VENV)/lab.stamp $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,29 @@
+"""Fast sampling of score-based diffusion models: the library that the notebooks build up, chapter by chapter.
+
+One currency. Every model, exact or learned, is a *denoiser* `D(x, t, cond=None) -> x0_hat`; score, noise and ODE slope
+are functions of it. A *step* is a pure function `step(D, x, t, s, z=None, cond=None) -> x_s` from time t to s < t.
+A *sampler* is an iterator of states over a decreasing time grid. Data sits at t = 0, noise at t = 1:
+
+    x_t = alpha(t) x_0 + sigma(t) eps,     eps ~ N(0, I)
+
+The map, bottom to top; a module imports only from modules above it in this list:
+
+    files           check sums and atomic writes
+    schedules       alpha(t), sigma(t), all that follows from them, and time grids
+    denoiser        the currency: score, eps, velocity; parameterisations; guidance
+    targets         Gaussian mixtures, whose denoiser is known in closed form
+    networks        MLP, U-Net, DiT
+    sampling        the driver: turns a step into a sampler and counts evaluations
+    score_matching  implicit, sliced and denoising losses; Langevin dynamics
+    sde_samplers    Euler-Maruyama, ancestral (DDPM), predictor-corrector
+    fast_samplers   DDIM
+    training        the loop: EMA, atomic checkpoints, exact resume, data-parallel
+    data            Fashion-MNIST, checked by its sum
+    metrics         two-sample distances
+    ledger          the table of what every method costs and gives
+    plotting        the figures
+    recipes         the trained models that the course ships
+    measurements    what fills the ledger
+    widgets         sliders around pure functions
+    classroom       exercises, their checks, the `course` command
+"""

@@ -1,0 +1,203 @@
+"""The one currency: a denoiser D(x, t, cond=None) -> x0_hat, and everything else as a function of it.
+
+A denoiser also has `.schedule`, the noise schedule under which x is noisy. Score, noise and ODE slope follow from x0_hat;
+five parameterisations of a network are five pairs of coefficients; guidance is a denoiser made of two.
+
+Conditions are labels, one per row; -1, or None for the whole batch, means unconditional.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .schedules import Schedule
+
+
+class Denoiser(Protocol):
+    """D(x (B, ...), t scalar or (B,), cond (B,) or None) -> x0_hat (B, ...), the mean of x_0 given x_t = x."""
+
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor: ...
+
+
+def per_row(c: Tensor, x: Tensor) -> Tensor:
+    """A coefficient, one number or one per row of x, shaped and typed to multiply x (B, ...) row by row.
+
+    Without this a (B,) vector would broadcast along the *last* axis of x, which goes unnoticed at B = 1.
+    """
+    c = torch.as_tensor(c, device=x.device).to(x.dtype)
+    if c.ndim == 0:
+        return c
+    if c.shape != x.shape[:1]:
+        raise ValueError(f"t: expected one time or one per row, shape () or ({len(x)},), got {tuple(c.shape)}")
+    return c.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def levels(D: Denoiser, x: Tensor, t) -> tuple[Tensor, Tensor]:
+    """alpha(t) and sigma(t) of D's schedule, shaped to multiply x."""
+    return per_row(D.schedule.alpha(t), x), per_row(D.schedule.sigma(t), x)
+
+
+def score(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+    """Score of the noisy marginal, grad log p_t(x) = (alpha x0_hat - x)/sigma^2: Tweedie's formula read backwards.
+
+    Raises ValueError for a model whose output is not a posterior mean (a one-step student, a consistency function).
+    """
+    if not getattr(D, "is_posterior_mean", True):
+        raise ValueError(f"D: {type(D).__name__} does not return a posterior mean, so it has no score")
+    alpha, sigma = levels(D, x, t)
+    return (alpha * D(x, t, cond) - x) / sigma**2
+
+
+def eps(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+    """The noise that D sees in x, (x - alpha x0_hat)/sigma = -sigma score."""
+    alpha, sigma = levels(D, x, t)
+    return (x - alpha * D(x, t, cond)) / sigma
+
+
+def velocity(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+    """Slope dx/dt = f x - g^2 score/2 of the probability flow ODE (Song et al. 2021, eq. 13)."""
+    f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
+    return f * x - g2 / 2 * score(D, x, t, cond)
+
+
+def tweedie(score_value: Tensor, x: Tensor, schedule: Schedule, t) -> Tensor:
+    """x0_hat = (x + sigma^2 score)/alpha, the posterior mean from the score (Robbins 1956; Efron 2011)."""
+    alpha, sigma = per_row(schedule.alpha(t), x), per_row(schedule.sigma(t), x)
+    return (x + sigma**2 * score_value) / alpha
+
+
+# ---------------------------------------------------------------------------------------------- parameterisations
+class Parameterisation:
+    """What a network F predicts: x0_hat = c_skip x + c_out F(c_in x), all three functions of alpha and sigma.
+
+    The regression target is then (x0 - c_skip x)/c_out for each of them: x0, eps, v, ... with no case distinction.
+    """
+
+    def c_skip(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def c_out(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Scales the network's input to unit variance for data of unit variance; it is 1 for every VP schedule."""
+        return (alpha**2 + sigma**2).rsqrt()
+
+
+class X0(Parameterisation):
+    """F = x0_hat."""
+
+    def c_skip(self, alpha, sigma):
+        return torch.zeros_like(alpha)
+
+    def c_out(self, alpha, sigma):
+        return torch.ones_like(alpha)
+
+
+class Eps(Parameterisation):
+    """F = eps_hat (Ho et al. 2020): x0_hat = (x - sigma F)/alpha."""
+
+    def c_skip(self, alpha, sigma):
+        return 1 / alpha
+
+    def c_out(self, alpha, sigma):
+        return -sigma / alpha
+
+
+class V(Parameterisation):
+    """F = alpha eps - sigma x0 (Salimans & Ho 2022): well conditioned at both ends."""
+
+    def c_skip(self, alpha, sigma):
+        return alpha / (alpha**2 + sigma**2)
+
+    def c_out(self, alpha, sigma):
+        return -sigma / (alpha**2 + sigma**2)
+
+
+class FlowVelocity(Parameterisation):
+    """F = eps - x0, the velocity of a straight line from data to noise (Lipman et al. 2023)."""
+
+    def c_skip(self, alpha, sigma):
+        return 1 / (alpha + sigma)
+
+    def c_out(self, alpha, sigma):
+        return -sigma / (alpha + sigma)
+
+
+class EDM(Parameterisation):
+    """Input and target of unit variance for data of standard deviation sigma_data (Karras et al. 2022, table 1)."""
+
+    def __init__(self, sigma_data: float = 0.5):
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data: expected a positive standard deviation, got {sigma_data!r}")
+        self.sigma_data = sigma_data
+
+    def c_skip(self, alpha, sigma):
+        return alpha * self.sigma_data**2 / (sigma**2 + (alpha * self.sigma_data) ** 2)
+
+    def c_out(self, alpha, sigma):
+        return sigma * self.sigma_data * (sigma**2 + (alpha * self.sigma_data) ** 2).rsqrt()
+
+    def c_in(self, alpha, sigma):
+        return (sigma**2 + (alpha * self.sigma_data) ** 2).rsqrt()
+
+
+class Preconditioned(nn.Module):
+    """A network as a denoiser: x0_hat = c_skip x + c_out F(c_in x, c_noise, cond).
+
+    The network is told the noise level as c_noise = -log_snr/8 (EDM's log(sigma)/4), so it does not depend on a schedule's
+    clock. network(x (B, ...), c_noise (B,), cond (B,) or None) -> (B, ...).
+    """
+
+    is_posterior_mean = True
+
+    def __init__(self, network: nn.Module, schedule: Schedule, parameterisation: Parameterisation):
+        super().__init__()
+        self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
+
+    def forward(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        skip, out, _ = self.coefficients(x, t)
+        return skip * x + out * self.predict(x, t, cond)
+
+    def predict(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        """F(c_in x, c_noise, cond), the network's own output (B, ...)."""
+        c_in = self.coefficients(x, t)[2]
+        c_noise = (-self.schedule.log_snr(t) / 8).clamp(-2.5, 2.5).to(x.device, x.dtype).expand(len(x))
+        return self.network(c_in * x, c_noise, cond)
+
+    def target(self, x0: Tensor, x: Tensor, t) -> Tensor:
+        """What F should be: (x0 - c_skip x)/c_out, in every parameterisation."""
+        skip, out, _ = self.coefficients(x, t)
+        return (x0 - skip * x) / out
+
+    def coefficients(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in at t, computed in t's precision and shaped to multiply x."""
+        alpha, sigma, p = self.schedule.alpha(t), self.schedule.sigma(t), self.parameterisation
+        return tuple(per_row(c(alpha, sigma), x) for c in (p.c_skip, p.c_out, p.c_in))
+
+
+# ---------------------------------------------------------------------------------------------- guidance
+class Guided:
+    """Classifier-free guidance D_c + w (D_c - D_u) in one batched call (Ho & Salimans 2022); w = 0 is conditional."""
+
+    is_posterior_mean = True
+    cost = 2  # network evaluations per call
+
+    def __init__(self, D: Denoiser, weight: float):
+        self.D, self.weight, self.schedule = D, weight, D.schedule
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        if cond is None:
+            raise ValueError("cond: guidance needs a condition for every row, got None")
+        t = torch.as_tensor(t, device=x.device)
+        both_t = t if t.ndim == 0 else torch.cat([t, t])
+        c, u = self.D(torch.cat([x, x]), both_t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)
+        return c + self.weight * (c - u)
+
+
+def guided(D: Denoiser, weight: float) -> Denoiser:
+    """D with classifier-free guidance of the given weight; weight 0 is the plain conditional denoiser."""
+    return Guided(D, weight)

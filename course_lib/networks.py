@@ -1,0 +1,221 @@
+"""Three networks F(x, c_noise, cond): an MLP for points, a U-Net and a DiT for images.
+
+All take x (B, ...), the noise level c_noise (B,) and labels cond (B,) in -1..classes-1 or None, and return x's shape. The
+last layer starts at zero, so that every model starts as its preconditioning alone. There is no dropout.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as nf
+from torch import Tensor, nn
+
+
+class NoiseEmbedding(nn.Module):
+    """Noise level (B,) and label (B,) to one vector (B, width): Fourier features, a label table, two layers."""
+
+    def __init__(self, width: int, classes: int = 0, features: int = 64):
+        super().__init__()
+        self.classes = classes
+        frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(60.0), features // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.label = nn.Embedding(classes + 1, width)  # the last row is the unconditional model's
+        self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+        phase = c_noise[:, None] * self.frequencies                                           # (B, features/2)
+        return self.layers(torch.cat([phase.sin(), phase.cos()], 1)) + self.label(self.indices(c_noise, cond))
+
+    def indices(self, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+        """Rows of the label table; -1 or None is the unconditional one."""
+        if cond is None:
+            return torch.full((len(c_noise),), self.classes, device=c_noise.device)
+        if cond.shape != c_noise.shape or cond.is_floating_point():
+            raise ValueError(f"cond: expected {len(c_noise)} whole-number labels, got {tuple(cond.shape)} {cond.dtype}")
+        if bool(((cond < -1) | (cond >= self.classes)).any()):
+            raise ValueError(f"cond: expected labels in -1..{self.classes - 1}, got {cond.tolist()[:8]}")
+        return torch.where(cond < 0, self.classes, cond)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all its parameters at zero."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+class MLP(nn.Module):
+    """Residual layers on points (B, dim), each told the noise level."""
+
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, classes: int = 0):
+        super().__init__()
+        self.embed = NoiseEmbedding(width, classes)
+        self.inp = nn.Linear(dim, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.out = zeroed(nn.Linear(width, dim))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        e = self.embed(c_noise, cond)
+        h = self.inp(x)
+        for layer in self.layers:
+            h = h + layer(nf.silu(h + e))
+        return self.out(nf.silu(h))
+
+
+# ---------------------------------------------------------------------------------------------- U-Net
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; the embedding scales and shifts in between (Dhariwal & Nichol 2021)."""
+
+    def __init__(self, inp: int, out: int, emb: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, inp), nn.Conv2d(inp, out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, out), zeroed(nn.Conv2d(out, out, 3, padding=1))
+        self.modulation = nn.Linear(emb, 2 * out)
+        self.shortcut = nn.Identity() if inp == out else nn.Conv2d(inp, out, 1)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv1(nf.silu(self.norm1(x)))
+        scale, shift = self.modulation(nf.silu(e))[:, :, None, None].chunk(2, 1)
+        h = self.conv2(nf.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens (B, N, width)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return self.out(nf.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over the pixels of (B, C, H, W), with a shortcut."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm, self.attention = nn.GroupNorm(8, width), Attention(width, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+
+
+class UNet(nn.Module):
+    """A small U-Net on (B, channels, H, W): folds patch x patch pixels into channels, then halves once per extra width.
+
+    H and W must be divisible by patch * 2^(len(widths) - 1). Attention sits at the lowest resolution only.
+    """
+
+    def __init__(self, channels: int = 1, widths: tuple[int, ...] = (48, 96), depth: int = 2, patch: int = 2,
+                 heads: int = 4, classes: int = 0):
+        super().__init__()
+        emb, folded = 4 * widths[0], channels * patch**2
+        self.multiple, self.patch = patch * 2 ** (len(widths) - 1), patch
+        self.embed = NoiseEmbedding(emb, classes)
+        self.inp = nn.Conv2d(folded, widths[0], 3, padding=1)
+        self.down, self.up, skips, w = nn.ModuleList(), nn.ModuleList(), [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            if level > 0:
+                self.down.append(nn.Conv2d(w, w, 3, stride=2, padding=1))
+                skips.append(w)
+            for _ in range(depth):
+                self.down.append(ResBlock(w, width, emb))
+                skips.append(w := width)
+        self.mid = nn.ModuleList([ResBlock(w, w, emb), SpatialAttention(w, heads), ResBlock(w, w, emb)])
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(depth + 1):
+                self.up.append(ResBlock(w + skips.pop(), width, emb))
+                w = width
+            if level > 0:
+                self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
+        self.norm = nn.GroupNorm(8, w)
+        self.out = zeroed(nn.Conv2d(w, folded, 3, padding=1))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        if x.ndim != 4 or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
+            raise ValueError(f"x: expected (B, C, H, W) with H and W divisible by {self.multiple}, got {tuple(x.shape)}")
+        e = self.embed(c_noise, cond)
+        h = self.inp(nf.pixel_unshuffle(x, self.patch))
+        skips = [h]
+        for block in self.down:
+            h = block(h, e) if isinstance(block, ResBlock) else block(h)
+            skips.append(h)
+        for block in self.mid:
+            h = block(h, e) if isinstance(block, ResBlock) else block(h)
+        for block in self.up:
+            h = block(torch.cat([h, skips.pop()], 1), e) if isinstance(block, ResBlock) else block(h)
+        return nf.pixel_shuffle(self.out(nf.silu(self.norm(h))), self.patch)
+
+
+# ---------------------------------------------------------------------------------------------- DiT
+class DiTBlock(nn.Module):
+    """Attention and MLP, each scaled, shifted and gated by the embedding; gates start at zero (Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(nf.silu(e))[:, None].chunk(6, -1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class DiT(nn.Module):
+    """A small diffusion transformer on square images (B, channels, size, size), one token per patch x patch pixels."""
+
+    def __init__(self, channels: int = 1, size: int = 28, patch: int = 4, width: int = 128, depth: int = 4,
+                 heads: int = 4, classes: int = 0):
+        super().__init__()
+        if size % patch:
+            raise ValueError(f"patch: expected a divisor of the image size {size}, got {patch}")
+        self.shape, self.patch = (channels, size, size), patch
+        self.embed = NoiseEmbedding(width, classes)
+        self.inp = nn.Linear(channels * patch**2, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
+        self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = zeroed(nn.Linear(width, 2 * width))
+        self.out = zeroed(nn.Linear(width, channels * patch**2))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        e = self.embed(c_noise, cond)
+        h = self.inp(nf.unfold(x, self.patch, stride=self.patch).transpose(1, 2)) + self.position
+        for block in self.blocks:
+            h = block(h, e)
+        scale, shift = self.modulation(nf.silu(e))[:, None].chunk(2, -1)
+        tokens = self.out(self.norm(h) * (1 + scale) + shift).transpose(1, 2)
+        return nf.fold(tokens, x.shape[2:], self.patch, stride=self.patch)
+
+
+# ---------------------------------------------------------------------------------------------- classifier
+class Classifier(nn.Module):
+    """A convolutional classifier of (B, 1, 28, 28) images; `features` (B, width) are what the Frechet distance compares."""
+
+    def __init__(self, classes: int = 10, width: int = 64):
+        super().__init__()
+
+        def stage(inp, out):
+            return [nn.Conv2d(inp, out, 3, padding=1), nn.GroupNorm(8, out), nn.SiLU(),
+                    nn.Conv2d(out, out, 3, padding=1), nn.GroupNorm(8, out), nn.SiLU(), nn.MaxPool2d(2)]
+
+        self.trunk = nn.Sequential(*stage(1, 16), *stage(16, 32), *stage(32, 64))
+        self.project = nn.Linear(64 * 9, width)
+        self.head = nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        return nf.silu(self.project(self.trunk(x).flatten(1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))

@@ -1,0 +1,170 @@
+"""The trained models that the course ships: one function each, one file each, all rebuilt by `course train NAME`.
+
+A recipe is a function (model, steps, device, checkpoint) -> (Trained, metrics) with a `build` that makes the untrained
+model. Weights lie in data/checkpoints/NAME.safetensors as fp16; manifest.json beside them says how each came to be, and its
+check sum is verified before a file is used.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nf
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from . import data, files
+from .denoiser import Preconditioned, V
+from .networks import Classifier, UNet
+from .schedules import CosineVP
+from .score_matching import denoising_loss
+from .training import Trained, join_process_group
+from .training import train as run_training
+
+RECIPES: dict[str, Callable] = {}
+
+
+def recipe(build: Callable[[], nn.Module], steps: int) -> Callable:
+    """Register a recipe under its function's name, with the model it trains and its full number of steps."""
+
+    def register(function: Callable) -> Callable:
+        function.build, function.steps = build, steps
+        RECIPES[function.__name__] = function
+        return function
+
+    return register
+
+
+# ---------------------------------------------------------------------------------------------- Fashion-MNIST
+@recipe(build=Classifier, steps=2000)
+def fashion_classifier(model: nn.Module, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+    """Classifier of Fashion-MNIST: judges samples, and its features carry the Frechet distance."""
+    trained = run_training(shifted_cross_entropy, model, data.fashion_mnist("train"), steps=steps, batch=128, lr=2e-3,
+                           weight_decay=0.05, ema=0.995, device=device, checkpoint=checkpoint)
+    images, labels = data.fashion_mnist("test")
+    return trained, {"test_accuracy": accuracy(trained.model, images, labels)}
+
+
+def shifted_cross_entropy(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Cross-entropy on images moved by up to two pixels: 30,000 images are few, and clothes do not mind."""
+    dx, dy = torch.randint(-2, 3, (2,), generator=generator, device=x.device).tolist()
+    moved = nf.pad(x, (2, 2, 2, 2), value=-1.0)[:, :, 2 + dy:30 + dy, 2 + dx:30 + dx]
+    return nf.cross_entropy(model(moved), y, label_smoothing=0.05)
+
+
+@torch.no_grad()
+def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images (N, 1, 28, 28) that the classifier puts into the given class."""
+    device = next(classifier.parameters()).device
+    guesses = torch.cat([classifier(x.to(device)).argmax(1).cpu() for x in images.split(500)])
+    return (guesses == labels.cpu()).float().mean().item()
+
+
+@recipe(build=lambda: Preconditioned(UNet(widths=(40, 80), depth=1, classes=10), CosineVP(), V()), steps=60_000)
+def fashion_teacher(model: Preconditioned, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+    """The diffusion model of the course: class-conditional Fashion-MNIST, label dropped one time in ten."""
+    trained = run_training(labelled_denoising_loss, model, data.fashion_mnist("train"), steps=steps, batch=64, lr=1e-3,
+                           ema=0.999, device=device, checkpoint=checkpoint)
+    return trained, {"test_loss": held_out_loss(trained.model)}
+
+
+def labelled_denoising_loss(model: Preconditioned, x0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Denoising loss with t = sigmoid(1.2 n + 0.2), n normal, kept within the schedule's range; labels dropped at 10 %."""
+    B = len(x0)
+    n, drop = torch.randn(B, generator=generator, device=x0.device), torch.rand(B, generator=generator, device=x0.device)
+    t = (1.2 * n + 0.2).sigmoid().clamp(model.schedule.t_min, model.schedule.t_max)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return denoising_loss(model, x0, t, noise, torch.where(drop < 0.1, -1, y))
+
+
+@torch.no_grad()
+def held_out_loss(model: Preconditioned, n: int = 2000) -> float:
+    """The network's own loss on n test images, times and noise fixed by a seed: comparable between runs."""
+    device = next(model.parameters()).device
+    images, labels = (d[:n] for d in data.fashion_mnist("test"))
+    generator = torch.Generator().manual_seed(0)
+    t = torch.linspace(model.schedule.t_min, model.schedule.t_max, n)[torch.randperm(n, generator=generator)]
+    noise = torch.randn(images.shape, generator=generator)
+    parts = zip(*(d.to(device).split(500) for d in (images, t, noise, labels)), strict=True)
+    return sum(denoising_loss(model, *part).item() * len(part[0]) for part in parts) / n
+
+
+# ---------------------------------------------------------------------------------------------- files
+def checkpoints() -> Path:
+    """The folder of the shipped weights."""
+    return data.ROOT / "data" / "checkpoints"
+
+
+def manifest(folder: Path | None = None) -> dict[str, dict]:
+    """What is known of each file of weights: sum, recipe, budget, device, seconds, metrics. Empty if there is none yet."""
+    path = (folder or checkpoints()) / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def known(name: str) -> Callable:
+    """The recipe of that name, or a ValueError that lists the names there are."""
+    if name not in RECIPES:
+        raise ValueError(f"name: expected one of {', '.join(RECIPES)}, got {name!r}")
+    return RECIPES[name]
+
+
+def load(name: str, device: torch.device | str = "cpu", folder: Path | None = None) -> nn.Module:
+    """A shipped model by name, in float32 and eval mode.
+
+    Raises ValueError for an unknown name or a file whose sum is wrong, FileNotFoundError if it is not there.
+    """
+    folder, advice = folder or checkpoints(), f"`git checkout data/checkpoints`, or train it anew: `course train {name}`"
+    model, entries = known(name).build(), manifest(folder)
+    if name not in entries:
+        raise FileNotFoundError(f"{folder / 'manifest.json'} does not list {name}. To get it back: {advice}")
+    path = folder / entries[name]["file"]
+    files.verify(path, entries[name]["sha256"], advice)
+    model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return model.to(device).eval().requires_grad_(False)
+
+
+def verify_all() -> list[tuple[str, bool, str]]:
+    """Check every file of weights in the manifest: (name, is it sound, what to say about it)."""
+    return [_report(name, entry) for name, entry in manifest().items()]
+
+
+def _report(name: str, entry: dict) -> tuple[str, bool, str]:
+    try:
+        files.verify(checkpoints() / entry["file"], entry["sha256"], f"course train {name}")
+    except (OSError, ValueError) as error:
+        return name, False, str(error)
+    return name, True, f"{entry['parameters']:,} parameters"
+
+
+def train(name: str, device: torch.device | str | None = None, steps: int | None = None, out: str | Path | None = None) -> Path:
+    """Carry out a recipe: train, measure, write the weights and their manifest entry; returns the file's path.
+
+    Resumes from NAME.state.pt in the same folder after a kill. steps other than the recipe's own are recorded as such.
+    """
+    function, folder = known(name), Path(out) if out else checkpoints()
+    steps = steps or function.steps
+    state = folder / f"{name}.state.pt"
+    torch.manual_seed(0)  # the initial weights
+    trained, metrics = function(function.build(), steps, device, state)
+    path = folder / f"{name}.safetensors"
+    if join_process_group()[0] == 0:
+        store(name, trained, metrics, steps, path)
+        state.unlink()
+    return path
+
+
+def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, path: Path) -> None:
+    """Write fp16 weights, then the manifest that vouches for them; both atomically."""
+    weights = {k: v.half().contiguous().cpu() for k, v in trained.model.state_dict().items()}
+    files.atomic_write(path, lambda file: file.write(save(weights)))
+    parameter = next(trained.model.parameters())
+    entry = {
+        "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": steps,
+        "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "device": torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else f"{torch.get_num_threads()} CPU cores",
+        "torch": torch.__version__, "train_seconds": round(trained.seconds),
+        "final_loss": sum(trained.losses[-200:]) / len(trained.losses[-200:]), "metrics": metrics,
+    }
+    text = json.dumps({**manifest(path.parent), name: entry}, indent=2, sort_keys=True) + "\n"
+    files.atomic_write(path.parent / "manifest.json", lambda file: file.write(text.encode()))

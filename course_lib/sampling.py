@@ -1,0 +1,117 @@
+"""The driver: lifts a step to a sampler, draws its noise, counts what it costs.
+
+A step is a pure function step(D, x, t, s, z=None, cond=None) -> x_s from time t to s < t. A stochastic step says how many
+noise tensors it consumes with the decorator @draws(k); the driver hands them in. Nothing else in the course loops over time
+for a one-step method, and nothing but the driver draws noise.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+
+Step = Callable[..., Tensor]
+
+
+def draws(k: int) -> Callable[[Step], Step]:
+    """Mark a step that consumes k noise tensors: z is shaped like x for k = 1, and (k, *x.shape) for more."""
+
+    def mark(step: Step) -> Step:
+        step.draws = k
+        return step
+
+    return mark
+
+
+def need_noise(z: Tensor | None, step_name: str) -> Tensor:
+    """z, or a ValueError that says why a stochastic step cannot go on without it."""
+    if z is None:
+        raise ValueError(f"z: {step_name} is a stochastic step and takes its noise as an argument, got None")
+    return z
+
+
+def check_grid(ts: Tensor) -> Tensor:
+    """ts, if it is a decreasing time grid (n+1,) within [0, 1] of at least one step; otherwise a ValueError."""
+    if not isinstance(ts, Tensor) or ts.ndim != 1 or len(ts) < 2 or not ts.is_floating_point():
+        got = f"{tuple(ts.shape)} {ts.dtype}" if isinstance(ts, Tensor) else repr(ts)
+        raise ValueError(f"ts: expected a float tensor of at least two times, got {got}")
+    if not bool((ts[1:] < ts[:-1]).all()):
+        raise ValueError(f"ts: times must fall from noise to data without repeats, got {_brief(ts)}")
+    if not (ts[0] <= 1 and ts[-1] >= 0):
+        raise ValueError(f"ts: times must lie in [0, 1], got {_brief(ts)}")
+    return ts
+
+
+def _brief(ts: Tensor) -> str:
+    shown = [f"{t:.4g}" for t in ts.tolist()]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
+
+
+def prior(D: Denoiser, shape: tuple[int, ...], generator: torch.Generator | None = None, **kwargs) -> Tensor:
+    """Pure noise N(0, sigma(t_max)^2 I) to start from; dtype and device as keywords."""
+    return D.schedule.sigma(D.schedule.t_max).item() * torch.randn(shape, generator=generator, **kwargs)
+
+
+def sample(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Generator | None = None,
+           noise: Tensor | None = None, cond: Tensor | None = None) -> Iterator[Tensor]:
+    """Walk x (B, ...), given at time ts[0], down the grid ts (n+1,): yields the n states at ts[1], ..., ts[n].
+
+    noise (n, ...) holds the draws of every step beforehand; otherwise they come from the generator, one step at a time.
+    The last state sits at ts[-1]. Raises ValueError for a grid that does not decrease or noise of the wrong shape.
+    """
+    k = getattr(step, "draws", 0)
+    shape = tuple(x.shape) if k <= 1 else (k, *x.shape)
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected a floating-point state, got {x.dtype}")
+    check_grid(ts)
+    if noise is not None and tuple(noise.shape) != (len(ts) - 1, *shape):
+        raise ValueError(f"noise: expected shape {(len(ts) - 1, *shape)}, got {tuple(noise.shape)}")
+    return _walk(D, x, ts, step, k, shape, generator, noise, cond)
+
+
+def _walk(D, x, ts, step, k, shape, generator, noise, cond):
+    for i, (t, s) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+        if k == 0:
+            z = None
+        elif noise is not None:
+            z = noise[i]
+        else:
+            z = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        x = step(D, x, t, s, z, cond)
+        yield x
+
+
+class Counted:
+    """A denoiser that counts: .nfe network evaluations a sample, .depth how many of them had to wait for another."""
+
+    def __init__(self, D: Denoiser):
+        self.D, self.schedule = D, D.schedule
+        self.is_posterior_mean = getattr(D, "is_posterior_mean", True)
+        self.nfe = self.depth = 0
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        self.nfe += getattr(self.D, "cost", 1)
+        self.depth += 1
+        return self.D(x, t, cond)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The last state x (B, ...) and what it cost."""
+
+    x: Tensor
+    nfe: int
+    depth: int
+
+
+@torch.no_grad()
+def final(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Generator | None = None,
+          noise: Tensor | None = None, cond: Tensor | None = None) -> Result:
+    """The last state of `sample` with its counts, without gradients."""
+    counted = Counted(D)
+    for state in sample(counted, x, ts, step, generator, noise, cond):
+        x = state
+    return Result(x, counted.nfe, counted.depth)

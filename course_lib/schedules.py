@@ -1,0 +1,229 @@
+"""Noise schedules alpha(t), sigma(t), everything that follows from them, and time grids.
+
+x_t = alpha(t) x_0 + sigma(t) eps, with data at t = 0 and noise at t = 1. The forward SDE with these marginals is linear,
+
+    dx = f(t) x dt + g(t) dw,    f = d log(alpha)/dt,    g^2 = d(sigma^2)/dt - 2 f sigma^2     (Song et al. 2021, eq. 28-29)
+
+so a schedule is two functions and their derivatives. Times may be numbers or tensors of any shape; results have that shape.
+Python numbers are taken as float64.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_SNR_RANGE = 10.0  # grids run over log-SNR in [-10, 10]: sigma/alpha between e^5 and e^-5
+
+
+def as_time(t) -> Tensor:
+    """t as a floating tensor; numbers become float64, so that exp and log keep their digits at both ends."""
+    return t if isinstance(t, Tensor) and t.is_floating_point() else torch.as_tensor(t, dtype=torch.float64)
+
+
+class Schedule:
+    """What all schedules share. A subclass gives alpha, sigma, drift, diffusion2 and time_of_log_snr."""
+
+    def alpha(self, t) -> Tensor:
+        """Signal level: the mean of x_t given x_0 is alpha(t) x_0."""
+        raise NotImplementedError
+
+    def sigma(self, t) -> Tensor:
+        """Noise level: the standard deviation of x_t given x_0."""
+        raise NotImplementedError
+
+    def drift(self, t) -> Tensor:
+        """f(t) = d log(alpha)/dt, the linear drift of the forward SDE. Raises ValueError where it is infinite."""
+        raise NotImplementedError
+
+    def diffusion2(self, t) -> Tensor:
+        """g(t)^2, the squared diffusion of the forward SDE. Raises ValueError where it is infinite."""
+        raise NotImplementedError
+
+    def time_of_log_snr(self, log_snr) -> Tensor:
+        """The time t in [0, 1] at which log_snr(t) takes the given value."""
+        raise NotImplementedError
+
+    def log_snr(self, t) -> Tensor:
+        """log(alpha^2/sigma^2), decreasing in t; infinite at t = 0, where there is no noise."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    @property
+    def t_max(self) -> float:
+        """Where sampling starts: the last time with log-SNR >= -10, and 1 if it never falls so low."""
+        return min(1.0, self.time_of_log_snr(-LOG_SNR_RANGE).item())
+
+    @property
+    def t_min(self) -> float:
+        """Where sampling ends: log-SNR = 10, a noise of e^-5 = 0.0067 of the signal, less than one grey level in 256."""
+        return self.time_of_log_snr(LOG_SNR_RANGE).item()
+
+
+@dataclass(frozen=True)
+class LinearVP(Schedule):
+    """Variance preserving with beta linear in t: DDPM's schedule in continuous time (Song et al. 2021, eq. 32-33)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def beta(self, t) -> Tensor:
+        """The rate at which the forward SDE forgets; beta(t) = -d log(alpha^2)/dt."""
+        return self.beta_min + as_time(t) * (self.beta_max - self.beta_min)
+
+    def integral(self, t) -> Tensor:
+        """B(t) = integral of beta from 0 to t, so that alpha^2 = exp(-B)."""
+        t = as_time(t)
+        return t * self.beta_min + t**2 * (self.beta_max - self.beta_min) / 2
+
+    def alpha(self, t) -> Tensor:
+        return (-self.integral(t) / 2).exp()
+
+    def sigma(self, t) -> Tensor:
+        return (-torch.expm1(-self.integral(t))).sqrt()  # expm1: 1 - exp(-B) without cancellation at small t
+
+    def drift(self, t) -> Tensor:
+        return -self.beta(t) / 2
+
+    def diffusion2(self, t) -> Tensor:
+        return self.beta(t)
+
+    def time_of_integral(self, B: Tensor) -> Tensor:
+        """The time at which B(t) takes the given value: the positive root of a quadratic, in its stable form."""
+        slope = self.beta_max - self.beta_min
+        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * slope * B).sqrt())
+
+    def time_of_log_snr(self, log_snr) -> Tensor:
+        return self.time_of_integral(torch.nn.functional.softplus(-as_time(log_snr)))
+
+
+@dataclass(frozen=True)
+class SubVP(LinearVP):
+    """Sub-VP: LinearVP's alpha, with the smaller noise sigma = 1 - alpha^2 (Song et al. 2021, eq. 29 of the appendix)."""
+
+    def sigma(self, t) -> Tensor:
+        return -torch.expm1(-self.integral(t))
+
+    def diffusion2(self, t) -> Tensor:
+        return self.beta(t) * -torch.expm1(-2 * self.integral(t))
+
+    def time_of_log_snr(self, log_snr) -> Tensor:
+        k = (as_time(log_snr) / 2).exp()  # alpha/(1 - alpha^2) = k is a quadratic in alpha
+        return self.time_of_integral(-2 * (2 * k / (1 + (1 + 4 * k**2).sqrt())).log())
+
+
+def _before_one(t) -> Tensor:
+    t = as_time(t)
+    if bool((t >= 1).any()):
+        raise ValueError(f"t: the drift and diffusion of this schedule are infinite at t = 1, got t up to {t.max():g}; "
+                         "stop at schedule.t_max")
+    return t
+
+
+@dataclass(frozen=True)
+class CosineVP(Schedule):
+    """Variance preserving along a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2) (Nichol & Dhariwal 2021)."""
+
+    def alpha(self, t) -> Tensor:
+        return (as_time(t) * (math.pi / 2)).cos()
+
+    def sigma(self, t) -> Tensor:
+        return (as_time(t) * (math.pi / 2)).sin()
+
+    def drift(self, t) -> Tensor:
+        return -(math.pi / 2) * (_before_one(t) * (math.pi / 2)).tan()
+
+    def diffusion2(self, t) -> Tensor:
+        return math.pi * (_before_one(t) * (math.pi / 2)).tan()
+
+    def time_of_log_snr(self, log_snr) -> Tensor:
+        return (-as_time(log_snr) / 2).exp().atan() * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding: alpha = 1 and geometric noise (Song et al. 2021, eq. 30-31).
+
+    sigma^2 = sigma_min^2 (r^(2t) - 1) with r = sigma_max/sigma_min. The -1, absent from the paper, makes x_0 clean and the
+    marginals exactly those of the forward SDE.
+    """
+
+    sigma_max: float = 50.0
+    sigma_min: float = 0.01
+
+    @property
+    def rate(self) -> float:
+        """2 log(sigma_max/sigma_min), the growth rate of the variance."""
+        return 2 * math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t) -> Tensor:
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t) -> Tensor:
+        return self.sigma_min * torch.expm1(as_time(t) * self.rate).sqrt()
+
+    def drift(self, t) -> Tensor:
+        return torch.zeros_like(as_time(t))
+
+    def diffusion2(self, t) -> Tensor:
+        return self.sigma_min**2 * self.rate * (as_time(t) * self.rate).exp()
+
+    def time_of_log_snr(self, log_snr) -> Tensor:
+        return torch.log1p((-as_time(log_snr)).exp() / self.sigma_min**2) / self.rate
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Straight lines from data to noise: alpha = 1 - t, sigma = t (Lipman et al. 2023; Liu et al. 2023)."""
+
+    def alpha(self, t) -> Tensor:
+        return 1 - as_time(t)
+
+    def sigma(self, t) -> Tensor:
+        return as_time(t)
+
+    def drift(self, t) -> Tensor:
+        return -1 / (1 - _before_one(t))
+
+    def diffusion2(self, t) -> Tensor:
+        t = _before_one(t)
+        return 2 * t / (1 - t)
+
+    def time_of_log_snr(self, log_snr) -> Tensor:
+        return (-as_time(log_snr) / 2).sigmoid()
+
+
+# ---------------------------------------------------------------------------------------------- time grids
+def _fractions(n: int) -> Tensor:
+    """0, 1/n, ..., 1: how far along the way from noise to data each of the n + 1 times of a grid lies."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n: a time grid needs a whole number of steps, at least 1, got {n!r}")
+    return torch.linspace(0, 1, n + 1, dtype=torch.float64)
+
+
+def _pinned(ts: Tensor, schedule: Schedule) -> Tensor:
+    ts[0], ts[-1] = schedule.t_max, schedule.t_min  # the ends exactly, whatever the rounding of the round trip
+    return ts
+
+
+def uniform(n: int, schedule: Schedule) -> Tensor:
+    """n equal steps in t: (n+1,) decreasing times from t_max to t_min."""
+    return _pinned(schedule.t_max + _fractions(n) * (schedule.t_min - schedule.t_max), schedule)
+
+
+def quadratic(n: int, schedule: Schedule) -> Tensor:
+    """Equal steps in sqrt(t), denser near the data: (n+1,) decreasing times (Song, Meng & Ermon 2021, appendix D.2)."""
+    start, end = schedule.t_max**0.5, schedule.t_min**0.5
+    return _pinned((start + _fractions(n) * (end - start)) ** 2, schedule)
+
+
+def log_snr_uniform(n: int, schedule: Schedule) -> Tensor:
+    """Equal steps in log-SNR: (n+1,) decreasing times (Lu et al. 2022, section 3.3)."""
+    start, end = schedule.log_snr(schedule.t_max), schedule.log_snr(schedule.t_min)
+    return _pinned(schedule.time_of_log_snr(start + _fractions(n) * (end - start)), schedule)
+
+
+def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
+    """Equal steps in (sigma/alpha)^(1/rho): (n+1,) decreasing times (Karras et al. 2022, eq. 5)."""
+    start, end = ((-schedule.log_snr(t) / (2 * rho)).exp() for t in (schedule.t_max, schedule.t_min))
+    return _pinned(schedule.time_of_log_snr(-2 * rho * (start + _fractions(n) * (end - start)).log()), schedule)

@@ -1,0 +1,64 @@
+"""Steps of the reverse-time SDE: Euler-Maruyama, ancestral (DDPM), and a predictor followed by Langevin corrections."""
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, levels, per_row, score
+from .sampling import Step, draws, need_noise
+
+
+@draws(1)
+def euler_maruyama(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+    """One Euler-Maruyama step from t to s < t of dx = (f x - g^2 score) dt + g dw (Song et al. 2021, eq. 6).
+
+    x, z (B, ...) -> (B, ...). Weak order 1: distributions converge like the step, paths like its square root.
+    """
+    z = need_noise(z, "euler_maruyama")
+    t, s = torch.as_tensor(t), torch.as_tensor(s)
+    f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
+    h = per_row(t - s, x)                                                       # > 0: the size of the step back
+    return x - h * (f * x - g2 * score(D, x, t, cond)) + (g2 * h).sqrt() * z
+
+
+@draws(1)
+def ancestral(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+    """One draw from q(x_s | x_t, x_0 = D(x_t)): DDPM's step with beta-tilde (Ho et al. 2020, eq. 6-7), for any s < t.
+
+    x, z (B, ...) -> (B, ...). `fresh` = 1 - snr(t)/snr(s) is the share of the variance at t that is newer than s; it is 1
+    for s = 0, where the step returns x0_hat with no noise at all.
+    """
+    z = need_noise(z, "ancestral")
+    alpha_t, sigma_t = levels(D, x, t)
+    alpha_s, sigma_s = levels(D, x, s)
+    fresh = per_row(-torch.expm1(D.schedule.log_snr(t) - D.schedule.log_snr(s)), x)
+    mean = alpha_s * fresh * D(x, t, cond) + (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * x
+    return mean + sigma_s * fresh.sqrt() * z
+
+
+def langevin_correction(D: Denoiser, x: Tensor, t, z: Tensor, snr: float = 0.16, cond: Tensor | None = None) -> Tensor:
+    """One Langevin step at time t, which leaves the marginal p_t alone as its size goes to 0.
+
+    The size is 2 (snr sigma)^2: Song et al. 2021, algorithm 4, with the norm of the score replaced by its expectation
+    sqrt(d)/sigma, so that no row of a batch depends on another.
+    """
+    size = 2 * (snr * levels(D, x, t)[1]) ** 2
+    return x + size * score(D, x, t, cond) + (2 * size).sqrt() * z
+
+
+def predictor_corrector(predictor: Step = ancestral, corrections: int = 1, snr: float = 0.16) -> Step:
+    """A step: the predictor from t to s, then Langevin corrections at s (Song et al. 2021, algorithm 1).
+
+    Consumes 1 + corrections noise tensors and as many evaluations.
+    """
+    if not isinstance(corrections, int) or corrections < 1:
+        raise ValueError(f"corrections: expected a whole number, at least 1, got {corrections!r}")
+
+    @draws(1 + corrections)
+    def step(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        z = need_noise(z, "predictor_corrector")
+        x = predictor(D, x, t, s, z[0], cond)
+        for zi in z[1:]:
+            x = langevin_correction(D, x, s, zi, snr, cond)
+        return x
+
+    return step

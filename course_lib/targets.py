@@ -1,0 +1,133 @@
+"""Distributions whose denoiser is known exactly: Gaussian mixtures, and 2-D shapes made of them.
+
+Noise added to a mixture gives a mixture, so density, score and posterior mean exist in closed form at every t. That is what
+lets a chapter put the truth beside every estimate. Sums over components go through logsumexp: in linear space they
+underflow to NaN far from the data.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .denoiser import per_row
+from .schedules import Schedule
+
+
+class GaussianMixture:
+    """sum_k weights[k] N(means[k], stds[k]^2 I) with means (K, d), stds (K,), weights (K,) that sum to 1."""
+
+    def __init__(self, means, stds, weights=None):
+        means = torch.as_tensor(means, dtype=torch.float64)
+        if means.ndim != 2:
+            raise ValueError(f"means: expected shape (K, d), got {tuple(means.shape)}")
+        K = len(means)
+        stds = torch.as_tensor(stds, dtype=torch.float64).expand(K)
+        weights = torch.full((K,), 1 / K, dtype=torch.float64) if weights is None else torch.as_tensor(
+            weights, dtype=torch.float64)
+        if not bool((stds > 0).all()):
+            raise ValueError(f"stds: expected positive standard deviations, got {stds.tolist()}")
+        if weights.shape != (K,) or bool((weights < 0).any()) or abs(weights.sum().item() - 1) > 1e-6:
+            raise ValueError(f"weights: expected {K} non-negative numbers that sum to 1, got {weights.tolist()}")
+        self.means, self.stds, self.weights = means, stds, weights
+
+    @property
+    def dim(self) -> int:
+        return self.means.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator | None = None, labels: Tensor | None = None) -> Tensor:
+        """n exact samples (n, d), float64; from given components if labels (n,) are passed."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator) if labels is None else labels
+        z = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        return self.means[k] + self.stds[k, None] * z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log density (B,) at x (B, d)."""
+        self._check(x)
+        means, stds, weights = (p.to(x) for p in (self.means, self.stds, self.weights))
+        return torch.logsumexp(_log_joint(x, means, stds**2, weights), dim=1)
+
+    def marginal(self, schedule: Schedule, t: float) -> "GaussianMixture":
+        """The distribution of x_t: again a mixture, with means alpha m and variances alpha^2 s^2 + sigma^2."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return GaussianMixture(alpha * self.means, (alpha**2 * self.stds**2 + sigma**2).sqrt(), self.weights)
+
+    def denoiser(self, schedule: Schedule) -> "MixtureDenoiser":
+        """The exact E[x_0 | x_t], as a denoiser under the given schedule."""
+        return MixtureDenoiser(self, schedule)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x: expected shape (B, {self.dim}), got {tuple(x.shape)}")
+
+
+def _log_joint(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor) -> Tensor:
+    """log(weights N(x; means, variances I)) for every row and component: (B, K). means (K, d) or (B, K, d)."""
+    squared = ((x[:, None] - means) ** 2).sum(-1)                                             # (B, K)
+    return weights.log() - squared / (2 * variances) - x.shape[1] / 2 * (2 * math.pi * variances).log()
+
+
+class MixtureDenoiser:
+    """Exact posterior mean of a Gaussian mixture; cond (B,) picks one component a row, -1 the whole mixture."""
+
+    is_posterior_mean = True
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule):
+        self.mixture, self.schedule = mixture, schedule
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        """x (B, d), t () or (B,) -> x0_hat (B, d) = sum_k r_k [m_k + gain_k (x - alpha m_k)]."""
+        self.mixture._check(x)
+        m, s2, w = (p.to(x) for p in (self.mixture.means, self.mixture.stds**2, self.mixture.weights))
+        alpha = per_row(self.schedule.alpha(t), x)                                            # () or (B, 1)
+        sigma = per_row(self.schedule.sigma(t), x)
+        v = alpha**2 * s2 + sigma**2                                                          # (K,) or (B, K)
+        log_r = _log_joint(x, alpha[..., None] * m, v, w)
+        if cond is not None:
+            self._check_labels(cond, len(x))
+            others = torch.arange(len(m), device=x.device) != cond[:, None]
+            log_r = log_r.masked_fill(others & (cond[:, None] >= 0), -torch.inf)
+        r = log_r.softmax(dim=1)                                                              # (B, K)
+        gain = alpha * s2 / v
+        return (r * (1 - alpha * gain)) @ m + (r * gain).sum(1, keepdim=True) * x
+
+    def _check_labels(self, cond: Tensor, rows: int) -> None:
+        K = len(self.mixture.means)
+        if cond.shape != (rows,) or bool(((cond < -1) | (cond >= K)).any()):
+            raise ValueError(f"cond: expected {rows} labels in -1..{K - 1}, got shape {tuple(cond.shape)}, {cond.tolist()[:8]}")
+
+
+# ---------------------------------------------------------------------------------------------- 2-D shapes
+def ring(k: int = 8, radius: float = 1.5, std: float = 0.15) -> GaussianMixture:
+    """k equal Gaussians on a circle."""
+    angle = 2 * math.pi * torch.arange(k, dtype=torch.float64) / k
+    return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
+
+
+def two_islands(separation: float = 4.0, std: float = 0.5, weight: float = 0.8) -> GaussianMixture:
+    """Two Gaussians of unequal weight, far apart: what Langevin dynamics cannot mix."""
+    half = separation / 2
+    return GaussianMixture([[-half, 0.0], [half, 0.0]], std, [weight, 1 - weight])
+
+
+def checkerboard(cells: int = 4, width: float = 4.0, std: float = 0.12, per_cell: int = 4) -> GaussianMixture:
+    """The dark squares of a board, each tiled by per_cell^2 Gaussians."""
+    size = width / cells
+    offsets = (torch.arange(per_cell, dtype=torch.float64) + 0.5) / per_cell * size
+    corners = [(i * size - width / 2, j * size - width / 2) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
+    tile = torch.cartesian_prod(offsets, offsets)
+    return GaussianMixture(torch.cat([tile + torch.tensor(c, dtype=torch.float64) for c in corners]), std)
+
+
+def two_moons(k: int = 24, std: float = 0.08) -> GaussianMixture:
+    """Two interleaved half circles, k Gaussians along each."""
+    angle = math.pi * (torch.arange(k, dtype=torch.float64) + 0.5) / k
+    upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
+    return GaussianMixture(1.3 * torch.cat([upper, -upper]), std)
+
+
+def spiral(k: int = 60, turns: float = 2.0, std: float = 0.07) -> GaussianMixture:
+    """A spiral of k Gaussians, weighted so that the density along it is even."""
+    u = ((torch.arange(k, dtype=torch.float64) + 0.5) / k).sqrt()
+    angle = 2 * math.pi * turns * u
+    return GaussianMixture(1.8 * u[:, None] * torch.stack([angle.cos(), angle.sin()], 1), std)

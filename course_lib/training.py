@@ -1,0 +1,159 @@
+"""The training loop: any loss, EMA weights, exact resume, several devices.
+
+Every step draws its rows and its noise from a generator seeded by (seed, rank, step). A run that is killed and started again
+therefore repeats the very numbers it would have drawn, with no random state to save; on a CPU with the same number of
+threads the final weights agree bit for bit.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .files import atomic_write
+
+LossFunction = Callable[..., Tensor]  # loss(model, *rows of the data, generator) -> scalar
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The averaged model, ready to use, the loss of every step, and the seconds spent over all runs."""
+
+    model: nn.Module
+    losses: list[float]
+    seconds: float
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor], *, steps: int, batch: int = 128,
+          lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01, ema: float = 0.999, clip: float = 1.0,
+          seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200,
+          device: torch.device | str | None = None, progress: bool = True) -> Trained:
+    """Minimise loss_function(model, *rows, generator) over `steps` batches drawn from the tensors in `data`, all (N, ...).
+
+    AdamW with linear warm-up, then a cosine down to 0. The EMA decay rises to `ema` as (1 + step)/(10 + step). With a
+    `checkpoint` path the state is saved there atomically every `save_every` steps and at the end, and a run that finds the
+    file goes on from it. Under torchrun the rows of each batch are shared out over the processes.
+    Raises ValueError for tensors of unequal length, no steps, a checkpoint of another run; FloatingPointError if the loss is
+    not finite; OSError, with the last checkpoint intact, if it cannot be written.
+    """
+    if steps < 1 or batch < 1:
+        raise ValueError(f"steps, batch: expected at least 1 of each, got {steps} and {batch}")
+    if len({len(d) for d in data}) != 1 or len(data[0]) == 0:
+        raise ValueError(f"data: expected tensors of one common length, got lengths {[len(d) for d in data]}")
+    rank, world = join_process_group()
+    device = torch.device(device) if device is not None else default_device()
+    if device.type == "cuda" and world > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    settings = {"steps": steps, "batch": batch, "lr": lr, "warmup": warmup, "weight_decay": weight_decay, "ema": ema,
+                "clip": clip, "seed": seed, "world": world}
+    model = model.to(device).train()
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    first, losses, before = _resume(checkpoint, settings, model, average, optimizer, device)
+    if world > 1:
+        for p in (*model.parameters(), *average.parameters()):
+            dist.broadcast(p.data, 0)
+    data = [d.to(device) for d in data]
+    start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
+    bar = tqdm(range(first, steps), initial=first, total=steps, disable=not progress or rank > 0, mininterval=1.0)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for step in bar:
+            rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,
+            noise_rng.manual_seed(_mix(seed, rank + 1, step))               # but each rank its own noise
+            torch.manual_seed(_mix(seed, rank + 1, step))                   # and its own dropout, if a network has any
+            rows = torch.randint(len(data[0]), (batch,), generator=rows_rng).tensor_split(world)[rank].to(device)
+            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = loss_function(model, *(d[rows] for d in data), noise_rng)
+            (loss * (len(rows) * world / batch)).backward()
+            loss = _average_over_ranks(model, loss.detach(), world)
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _lr_factor(step, steps, warmup)
+            optimizer.step()
+            optimizer.zero_grad()
+            _follow(average, model, min(ema, (1 + step) / (10 + step)))
+            losses.append(loss.item())
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is intact")
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
+            if checkpoint is not None and rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
+                state = {"step": step + 1, "settings": settings, "model": model.state_dict(), "ema": average.state_dict(),
+                         "optimizer": optimizer.state_dict(), "losses": losses,
+                         "seconds": before + time.perf_counter() - start}
+                atomic_write(checkpoint, lambda file, state=state: torch.save(state, file))
+    return Trained(average, losses, before + time.perf_counter() - start)
+
+
+def join_process_group() -> tuple[int, int]:
+    """(rank, number of processes): joins the group that torchrun announces; (0, 1) in an ordinary process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _resume(checkpoint, settings, model, average, optimizer, device) -> tuple[int, list[float], float]:
+    """Load the state at `checkpoint`, if there is one: the next step, the losses so far, the seconds spent."""
+    if checkpoint is None or not Path(checkpoint).exists():
+        return 0, [], 0.0
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the caller
+        raise ValueError(f"checkpoint: {checkpoint} cannot be read ({error}); delete it to start afresh") from error
+    if state["settings"] != settings:
+        changed = {k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v}
+        raise ValueError(f"checkpoint: {checkpoint} belongs to a run with other settings (its own, this run's): {changed}; "
+                         "delete it or choose another path")
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["ema"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["losses"], state["seconds"]
+
+
+def _mix(seed: int, stream: int, step: int) -> int:
+    """One seed per (seed, stream, step); distinct for up to 2^32 steps and 2^10 streams."""
+    return (seed << 42) + (stream << 32) + step
+
+
+def _lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Linear from 0 to 1 over the warm-up, then a half cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item()) / 2
+
+
+def _average_over_ranks(model: nn.Module, loss: Tensor, world: int) -> Tensor:
+    """Replace every rank's gradients, and the loss, by their mean over the ranks, in one message."""
+    if world == 1:
+        return loss
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([loss.reshape(1).float(), *(g.flatten() for g in grads)])
+    dist.all_reduce(flat)
+    flat /= world
+    for g, mean in zip(grads, flat[1:].split([g.numel() for g in grads]), strict=True):
+        g.copy_(mean.view_as(g))
+    return flat[0]
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) model; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for a, b in zip(average.buffers(), model.buffers(), strict=True):
+        a.copy_(b)
