@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .schedules import Schedule
+from .schedules import Schedule, as_time
 
 
 class Denoiser(Protocol):
@@ -183,16 +183,16 @@ class Preconditioned(nn.Module):
 class Guided:
     """Classifier-free guidance D_c + w (D_c - D_u) in one batched call (Ho & Salimans 2022); w = 0 is conditional."""
 
-    is_posterior_mean = True
     cost = 2  # network evaluations per call
 
     def __init__(self, D: Denoiser, weight: float):
         self.D, self.weight, self.schedule = D, weight, D.schedule
+        self.is_posterior_mean = getattr(D, "is_posterior_mean", True)
 
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
         if cond is None:
             raise ValueError("cond: guidance needs a condition for every row, got None")
-        t = torch.as_tensor(t, device=x.device)
+        t = as_time(t).to(x.device)
         both_t = t if t.ndim == 0 else torch.cat([t, t])
         c, u = self.D(torch.cat([x, x]), both_t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)
         return c + self.weight * (c - u)

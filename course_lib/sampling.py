@@ -7,6 +7,7 @@ for a one-step method, and nothing but the driver draws noise.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def sample(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Gene
 
 
 def _walk(D, x, ts, step, k, shape, generator, noise, cond):
-    for i, (t, s) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(ts)):
         if k == 0:
             z = None
         elif noise is not None:

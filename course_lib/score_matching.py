@@ -72,6 +72,5 @@ def annealed_langevin(D: Denoiser, x: Tensor, ts: Tensor, steps: int, snr: float
     """
     for t in ts:
         size = 2 * (snr * D.schedule.sigma(t).item()) ** 2
-        for x in langevin(lambda y, t=t: score(D, y, t), x, size, steps, generator):  # noqa: B020 (x is the walk)
-            continue
+        *_, x = langevin(lambda y, t=t: score(D, y, t), x, size, steps, generator)
         yield x

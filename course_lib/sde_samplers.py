@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, levels, per_row, score
 from .sampling import Step, draws, need_noise
+from .schedules import as_time
 
 
 @draws(1)
@@ -14,7 +15,7 @@ def euler_maruyama(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: 
     x, z (B, ...) -> (B, ...). Weak order 1: distributions converge like the step, paths like its square root.
     """
     z = need_noise(z, "euler_maruyama")
-    t, s = torch.as_tensor(t), torch.as_tensor(s)
+    t, s = as_time(t), as_time(s)
     f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
     h = per_row(t - s, x)                                                       # > 0: the size of the step back
     return x - h * (f * x - g2 * score(D, x, t, cond)) + (g2 * h).sqrt() * z
@@ -61,4 +62,5 @@ def predictor_corrector(predictor: Step = ancestral, corrections: int = 1, snr: 
             x = langevin_correction(D, x, s, zi, snr, cond)
         return x
 
+    step.__name__ = "predictor_corrector"
     return step

@@ -22,14 +22,14 @@ class GaussianMixture:
         if means.ndim != 2:
             raise ValueError(f"means: expected shape (K, d), got {tuple(means.shape)}")
         K = len(means)
-        stds = torch.as_tensor(stds, dtype=torch.float64).expand(K)
+        stds = torch.as_tensor(stds, dtype=torch.float64)
         weights = torch.full((K,), 1 / K, dtype=torch.float64) if weights is None else torch.as_tensor(
             weights, dtype=torch.float64)
-        if not bool((stds > 0).all()):
-            raise ValueError(f"stds: expected positive standard deviations, got {stds.tolist()}")
+        if stds.shape not in ((), (K,)) or not bool((stds > 0).all()):
+            raise ValueError(f"stds: expected one or {K} positive standard deviations, got {stds.tolist()}")
         if weights.shape != (K,) or bool((weights < 0).any()) or abs(weights.sum().item() - 1) > 1e-6:
             raise ValueError(f"weights: expected {K} non-negative numbers that sum to 1, got {weights.tolist()}")
-        self.means, self.stds, self.weights = means, stds, weights
+        self.means, self.stds, self.weights = means, stds.expand(K), weights
 
     @property
     def dim(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
     if len({len(d) for d in data}) != 1 or len(data[0]) == 0:
         raise ValueError(f"data: expected tensors of one common length, got lengths {[len(d) for d in data]}")
     rank, world = join_process_group()
+    if batch < world:
+        raise ValueError(f"batch: expected at least one row for each of {world} processes, got {batch}")
     device = torch.device(device) if device is not None else default_device()
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -77,7 +80,8 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
             bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = loss_function(model, *(d[rows] for d in data), noise_rng)
-            (loss * (len(rows) * world / batch)).backward()
+            loss = loss * (len(rows) * world / batch)                       # the mean over ranks is the mean over rows
+            loss.backward()
             loss = _average_over_ranks(model, loss.detach(), world)
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             for group in optimizer.param_groups:
@@ -126,8 +130,8 @@ def _resume(checkpoint, settings, model, average, optimizer, device) -> tuple[in
 
 
 def _mix(seed: int, stream: int, step: int) -> int:
-    """One seed per (seed, stream, step); distinct for up to 2^32 steps and 2^10 streams."""
-    return (seed << 42) + (stream << 32) + step
+    """One seed per (seed, stream, step), hashed into 32 bits: a generator on the CPU looks at no more than those of a seed."""
+    return int(np.random.SeedSequence((seed, stream, step)).generate_state(1)[0])
 
 
 def _lr_factor(step: int, steps: int, warmup: int) -> float:

@@ -1,0 +1,337 @@
+"""Chapter 2, diffusion SDEs: its exercises with their known mistakes, and its predictions."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser, levels, per_row, score
+from ..sampling import final
+from ..schedules import VE, CosineVP, Flow, LinearVP, Schedule, SubVP
+from ..sde_samplers import ancestral, euler_maruyama
+from .checks import Exercise, Mistake
+from .predictions import Prediction
+
+SCHEDULES = (LinearVP(), CosineVP(), VE(), SubVP(), Flow())
+SHAPES = ((1, 2), (2, 2), (5, 2), (1, 1, 8, 8), (8, 1, 8, 8))  # (2, 2) and (8, 1, 8, 8) let a bare (B,) slip through
+
+
+class Blob:
+    """Exact denoiser of N(0.3, 0.6^2) in every dimension, for rows of any shape."""
+
+    def __init__(self, schedule: Schedule, mean: float = 0.3, std: float = 0.6):
+        self.schedule, self.mean, self.std = schedule, mean, std
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        alpha, sigma = levels(self, x, t)
+        gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
+        return self.mean + gain * (x - alpha * self.mean)
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def between(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+# --- 2.1 -------------------------------------------------------------------------------------------------------------
+
+def chain_levels(beta: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha (T,) and sigma (T,) after each step x <- sqrt(1 - beta_k) x + sqrt(beta_k) eps_k."""
+    kept = (1 - beta).cumprod(0)
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+def chains(generator: torch.Generator) -> Iterator[tuple]:
+    for T, largest in ((2, 0.5), (3, 0.5), (6, 0.3), (200, 0.03)):
+        yield (between(generator, 1e-3, largest, T),)
+
+
+LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, chains, [
+    Mistake("alpha of one step", lambda beta: ((1 - beta).sqrt(), beta.sqrt()),
+            "these are the signal and noise of step k alone; x_k has gone through all the steps 1, ..., k: is your alpha cumulative"),
+    Mistake("product of betas", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.cumprod(0).sqrt()),
+            "sigma^2 is not the product of the betas: look again at the sum of two variances for T = 2"),
+    Mistake("sum of betas", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.cumsum(0).sqrt()),
+            "variances of independent noises add, but the older noise has been shrunk by the later steps"),
+    Mistake("variance for standard deviation", lambda beta: ((1 - beta).cumprod(0).sqrt(), 1 - (1 - beta).cumprod(0)),
+            "your sigma is the variance; sigma multiplies eps, so it is a standard deviation"),
+    Mistake("alpha squared", lambda beta: ((1 - beta).cumprod(0), (1 - (1 - beta).cumprod(0)).sqrt()),
+            "your alpha is the square of the one asked for: each step multiplies x by a square root"),
+    Mistake("one minus alpha", lambda beta: ((1 - beta).cumprod(0).sqrt(), (1 - (1 - beta).cumprod(0).sqrt()).sqrt()),
+            "it is the squares that add up to one, alpha^2 + sigma^2 = 1"),
+], tips=["what does the factor in front of x_0 look like after three steps", "torch's `cumprod(0)` gives all running products at once"])
+
+
+# --- 2.2 -------------------------------------------------------------------------------------------------------------
+
+def slope(function, t: Tensor) -> Tensor:
+    """d function/dt at every entry of t."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+
+def sde_of(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """f(t) and g(t)^2 (B,) of the schedule's forward SDE."""
+    return schedule.drift(t), schedule.diffusion2(t)
+
+
+def times(generator: torch.Generator) -> Iterator[tuple]:
+    for schedule in SCHEDULES:
+        for B in (1, 5):
+            yield schedule, between(generator, 0.05, 0.95, B)
+
+
+def _variance_slope(schedule: Schedule, t: Tensor) -> Tensor:
+    return slope(lambda u: schedule.sigma(u) ** 2, t)
+
+
+SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
+    Mistake("slope of alpha", lambda c, t: (slope(c.alpha, t), _variance_slope(c, t) - 2 * slope(c.alpha, t) * c.sigma(t) ** 2),
+            "your f is the slope of alpha itself; f says how fast alpha changes in proportion to alpha"),
+    Mistake("no drift in the variance", lambda c, t: (c.drift(t), _variance_slope(c, t)),
+            "your g^2 makes up for the growth of the variance only, as if the drift did not shrink the noise as well"),
+    Mistake("sign", lambda c, t: (c.drift(t), _variance_slope(c, t) + 2 * c.drift(t) * c.sigma(t) ** 2),
+            "check the sign of the term with f: a drift that shrinks x (f < 0) needs more new noise, not less"),
+    Mistake("f without the two", lambda c, t: (c.drift(t), _variance_slope(c, t) - c.drift(t) * c.sigma(t) ** 2),
+            "(1 + f h)^2 = 1 + 2 f h + ...: the variance shrinks at twice the rate of the mean"),
+    Mistake("square of the slope", lambda c, t: (c.drift(t), slope(c.sigma, t) ** 2 - 2 * c.drift(t) * c.sigma(t) ** 2),
+            "you squared the slope of sigma; the equation has the slope of sigma squared"),
+    Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
+], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something", "slope takes any function of t, `lambda u: ...` too"])
+
+
+# --- 2.3 -------------------------------------------------------------------------------------------------------------
+
+def one_step(generator: torch.Generator) -> Iterator[tuple]:
+    """D, x, t, s, z with a time per row; t - s is never small."""
+    for schedule in SCHEDULES:
+        for shape in SHAPES:
+            t = between(generator, 0.5, 0.95, shape[0])
+            yield Blob(schedule), normal(generator, *shape), t, t * between(generator, 0.2, 0.8, shape[0]), normal(generator, *shape)
+
+
+def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, f, g^2, score: the four quantities of a step back, shaped to multiply x."""
+    f, g2 = sde_of(D.schedule, t)
+    return per_row(t - s, x), per_row(f, x), per_row(g2, x), score(D, x, t)
+
+
+def _signed(x, z, h, f, g2, score, pull=1.0, push=1.0, noise=None):
+    return x - h * (pull * f * x - push * g2 * score) + (noise if noise is not None else (g2 * h).sqrt()) * z
+
+
+REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_step, [
+    Mistake("sign of dt", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=-1, push=-1),
+            "your drift moves forward in time: the step goes from t down to s, so dt = s - t is negative"),
+    Mistake("sign of f", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=-1),
+            "the drift f x has the wrong sign: where the way to noise shrinks x, the way back must stretch it"),
+    Mistake("sign of the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=-1),
+            "you walk down the score, away from the data: the score points to where the density grows"),
+    Mistake("half the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0.5),
+            "your step goes half as far along the score as Bayes' rule asks; the half belongs to an equation without noise (chapter 3)"),
+    Mistake("no score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0),
+            "you ran the drift back, but drift alone does not undo noise: where is the score"),
+    Mistake("variance for standard deviation", lambda D, x, t, s, z: _signed(
+        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2] * parts[0]),
+            "your noise is multiplied by its variance; z needs the standard deviation"),
+    Mistake("noise times h", lambda D, x, t, s, z: _signed(x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
+            "noise grows like the square root of h: n steps of h must add up to the variance of one step of n h"),
+    Mistake("noise twice", lambda D, x, t, s, z: _signed(x, z * torch.randn_like(z), *_reverse(D, x, t, s)),
+            "you draw noise again on top of the z that was handed in: the variance stays right, the tails grow heavy; look at the kurtosis"),
+    Mistake("own noise", lambda D, x, t, s, z: _signed(x, torch.randn_like(z), *_reverse(D, x, t, s)),
+            "you drew noise of your own; use the z that was handed in"),
+    Mistake("no noise", lambda D, x, t, s, z: _signed(x, 0 * z, *_reverse(D, x, t, s)),
+            "there is no noise in your step; this drift is right only together with the noise"),
+    Mistake("levels at s", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, s, 2 * s - t)),
+            "x is at time t: drift, diffusion and score must be evaluated at t, not at the time that you are going to"),
+], tips=["h = t - s is positive; write the step with h, then no sign is left to chance",
+         "per_row(..., x) shapes a value per row so that it multiplies x"])
+
+
+# --- 2.4 -------------------------------------------------------------------------------------------------------------
+
+def walk_down(D: Denoiser, x: Tensor, ts: Tensor, step, noise: Tensor) -> Tensor:
+    """The state at ts[-1], denoised: x0_hat (B, ...)."""
+    return D(final(D, x, ts, step, noise=noise).x, ts[-1])
+
+
+def walks(generator: torch.Generator) -> Iterator[tuple]:
+    for schedule in (LinearVP(), CosineVP(), VE()):
+        for shape, n, step in (((1, 2), 2, euler_maruyama), ((5, 2), 4, ancestral), ((3, 1, 8, 8), 3, euler_maruyama)):
+            ts = between(generator, 0.2, 0.9, n + 1).sort(descending=True).values
+            yield Blob(schedule), normal(generator, *shape), ts, step, normal(generator, n, *shape)
+
+
+def _driven(pairs, land=True, at=-1):
+    """A driver that walks the pairs (t, s, i) that `pairs(ts)` lists, with noise[i]; i may be out of range."""
+    def wrong(D, x, ts, step, noise):
+        for t, s, i in pairs(ts):
+            x = step(D, x, t, s, noise[i])
+        return D(x, ts[at]) if land else x
+    return wrong
+
+
+def _in_order(ts):
+    return [(t, s, i) for i, (t, s) in enumerate(pairwise(ts))]
+
+
+DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
+    Mistake("no landing", _driven(_in_order, land=False),
+            "you return the state at the smallest noise level, which is still noisy; land on x0_hat"),
+    Mistake("landing with the wrong time", _driven(_in_order, at=-2),
+            "the last state is at ts[-1], but you denoise it as if it were one time earlier in the grid"),
+    Mistake("loop index", _driven(lambda ts: [(torch.tensor(float(i)), torch.tensor(i + 1.0), i) for i in range(len(ts) - 1)]),
+            "you pass the loop index as time; the times are the entries of ts"),
+    Mistake("fraction of the loop", _driven(lambda ts: [(1 - i / (len(ts) - 1), 1 - (i + 1) / (len(ts) - 1), i) for i in range(len(ts) - 1)]),
+            "you make times out of the loop index, which is right only for a uniform grid from 1 to 0; the times are the entries of ts"),
+    Mistake("starting late", _driven(lambda ts: [(ts[i + 1], ts[i + 2], i) for i in range(len(ts) - 2)]),
+            "x is given at time ts[0], but your first step starts from ts[1]: print the pairs (t, s)"),
+    Mistake("stopping early", _driven(lambda ts: _in_order(ts)[:-1]),
+            "your loop stops one step before the end of the grid: n + 1 times make n steps"),
+    Mistake("swapped", _driven(lambda ts: [(s, t, i) for t, s, i in _in_order(ts)]),
+            "t and s are swapped: a step goes from the noisier time t, which comes first in ts, to the next one"),
+    Mistake("one noise for all", _driven(lambda ts: [(t, s, 0) for t, s, _ in _in_order(ts)]),
+            "every step uses the same noise; then the kicks no longer average out: step i takes noise[i]"),
+    Mistake("noise from the end", _driven(lambda ts: [(t, s, -1 - i) for t, s, i in _in_order(ts)]),
+            "the noise is used in the opposite order: step i takes noise[i]"),
+    Mistake("noise shifted", _driven(lambda ts: [(t, s, i - 1) for t, s, i in _in_order(ts)]),
+            "the noise is shifted against the steps: the first step takes noise[0]"),
+], tips=["for n = 2 the steps are (ts[0], ts[1]) and (ts[1], ts[2])", "a grid of n + 1 times has len(ts) - 1 steps"])
+
+
+# --- 2.5 -------------------------------------------------------------------------------------------------------------
+
+def jumps(generator: torch.Generator) -> Iterator[tuple]:
+    """D, x, t, s, z; t - s is large, and s = 0 in some of the cases."""
+    for i, (D, x, t, s, z) in enumerate(one_step(generator)):
+        yield D, x, t, 0 * s if i % 3 == 2 else s, z
+
+
+def _posterior(a=None, beta=None, std=None):
+    """The ancestral step with one of its three ingredients replaced; each is a function of the four levels."""
+    def wrong(D, x, t, s, z):
+        at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
+        ratio = (a or _ratio)(at, st, as_, ss)
+        new = (beta or (lambda *_: st**2 - ratio**2 * ss**2))(at, st, as_, ss)
+        tilde = ss**2 * new / st**2
+        return (as_ * new * D(x, t) + ratio * ss**2 * x) / st**2 + (std or _root)(tilde, new) * z
+    return wrong
+
+
+def _ratio(alpha_t, sigma_t, alpha_s, sigma_s):
+    return alpha_t / alpha_s
+
+
+def _root(tilde, beta):
+    return tilde.sqrt()
+
+
+def _beta_of_the_fine_grid(D, x, t, s, z):
+    """DDPM's one-step beta at t, 1 - alpha_t^2/alpha_(t - 1/1000)^2, used for a step from t all the way to s."""
+    at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
+    fine = per_row(D.schedule.alpha(t - 1e-3), x)
+    beta = 1 - (at / fine) ** 2
+    return (as_ * beta * D(x, t) + (1 - beta).sqrt() * ss**2 * x) / st**2 + (ss**2 * beta / st**2).sqrt() * z
+
+
+def _small_step_beta(D, x, t, s, z):
+    """beta = g^2 h, which holds for small steps only."""
+    at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
+    beta = per_row(D.schedule.diffusion2(t) * (t - s), x)
+    return (as_ * beta * D(x, t) + at / as_ * ss**2 * x) / st**2 + (ss**2 * beta / st**2).sqrt() * z
+
+
+def _score_for_x0(D, x, t, s, z):
+    return ancestral(_Returns(D, lambda x, t: score(D, x, t)), x, t, s, z)
+
+
+class _Returns:
+    """A denoiser that returns something else."""
+
+    def __init__(self, D: Denoiser, function):
+        self.schedule, self.function = D.schedule, function
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        return self.function(x, t)
+
+
+ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jumps, [
+    Mistake("std of beta", _posterior(std=lambda tilde, beta: beta.sqrt()),
+            "your noise has the variance beta of the step forward; once x_0 is known less is left to guess: beta-tilde"),
+    Mistake("variance for standard deviation", _posterior(std=lambda tilde, beta: tilde),
+            "you multiply z by the variance beta-tilde; it needs the standard deviation"),
+    Mistake("beta for VP only", _posterior(beta=lambda at, st, as_, ss: 1 - (at / as_) ** 2),
+            "1 - a^2 is beta for variance-preserving schedules only; the new noise of any schedule is what is missing to sigma(t)^2"),
+    Mistake("cumulative alpha", _posterior(a=lambda at, st, as_, ss: at),
+            "alpha(t) leads from x_0 to x_t; the step from x_s to x_t needs the ratio of two alphas"),
+    Mistake("ratio upside down", _posterior(a=lambda at, st, as_, ss: as_ / at),
+            "your ratio a is upside down: forward steps shrink the signal, so a <= 1"),
+    Mistake("beta of one small step", _beta_of_the_fine_grid,
+            "that is the beta of one step of 1/1000, reused for a longer jump; the effective beta depends on both s and t"),
+    Mistake("beta by Euler", _small_step_beta,
+            "g^2 h is beta for a very small step only; here the step may be as long as you like, and beta is known exactly"),
+    Mistake("no noise", _posterior(std=lambda tilde, beta: 0 * tilde),
+            "that is the mean of q(x_s | x_t, x_0), not a draw from it: without z the samples come out too narrow"),
+    Mistake("swapped s and t", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, s: D(x, t)), x, s, t, z),
+            "s and t are swapped in your levels: s is the earlier time, with less noise"),
+    Mistake("score for x0", _score_for_x0, "the formula wants x0_hat, the output of D itself, where you put the score"),
+], tips=["levels(D, x, t) gives alpha(t) and sigma(t), ready to multiply x", "test it on paper: for s = 0 the step must return x0_hat"])
+
+
+# --- 2.6 -------------------------------------------------------------------------------------------------------------
+
+def family(D: Denoiser, x: Tensor, t, s, z: Tensor, lam: float) -> Tensor:
+    """Euler-Maruyama of the lambda-family: lambda = 1 is the reverse SDE, 0 an ODE with the same marginals."""
+    return _family(D, x, t, s, z, (1 + lam**2) / 2, lam)
+
+
+def _family(D, x, t, s, z, push, noise):
+    h, f, g2, grad = _reverse(D, x, t, s)
+    return x - h * (f * x - push * g2 * grad) + noise * (g2 * h).sqrt() * z
+
+
+def family_steps(generator: torch.Generator) -> Iterator[tuple]:
+    for (D, x, t, s, z), lam in zip(one_step(generator), 5 * (0.5, 2.0, 0.0, 1.5, 0.3)):
+        yield D, x, t, s, z, lam
+
+
+FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
+    Mistake("only the noise is scaled", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1, lam),
+            "you turned down the noise and left the drift as it was; the two belong together, or the samples shrink"),
+    Mistake("only the drift is scaled", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, 1),
+            "the drift knows of lambda, the noise does not"),
+    Mistake("half the score", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 0.5, lam),
+            "half the score is right without noise only; each added bit of noise must be paid for with some more drift"),
+    Mistake("lambda not squared", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam) / 2, lam),
+            "lambda multiplies a standard deviation; the drift must make up for a variance"),
+    Mistake("noise squared", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, lam**2),
+            "lambda^2 is the factor of the variance; z needs the standard deviation"),
+    Mistake("no one", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, lam**2 / 2, lam),
+            "with lambda = 0 your step has no score left, yet the ODE needs half of it"),
+    Mistake("sign of dt", lambda D, x, t, s, z, lam: 2 * x - _family(D, x, t, s, -z, (1 + lam**2) / 2, lam),
+            "your drift moves forward in time: the step goes from t down to s"),
+], tips=["for lambda = 1 it is exercise 2.3: change two places of that step", "what does the score's factor become for lambda = 0 and for lambda = 1"])
+
+
+EXERCISES = [LEVELS, SDE, REVERSE, DRIVER, ANCESTRAL, FAMILY]
+
+PREDICTIONS = [
+    Prediction("2.1", "b", {
+        "a": "The schedule says so, but a step of finite size does not follow it where the drift is infinite.",
+        "b": "In the last step f h is -1 and g^2 h is 2: all that was there is wiped out, and noise of variance 2 is put in its place.",
+        "c": "Infinite rates do not give infinite values as long as nobody evaluates them at t = 1: the last step starts from 1 - h.",
+    }),
+    Prediction("2.2", "b", {
+        "a": "A distance looks like a fair judge, but this one spends nearly all its attention on how many samples fell on each spot.",
+        "b": "How many samples fall on each spot is a lottery for exact samples too, and that lottery is most of the floor.",
+        "c": "Sampling error shrinks only like the square root of n: ten times smaller distances would need a hundred times the samples.",
+    }),
+    Prediction("2.3", "c", {
+        "a": "Noise is added at every step, but its amount is chosen to suit the step, not piled on top of what is there.",
+        "b": "q(x_s | x_t, x_0) is exact, but we do not know x_0: putting its mean in place of x_0 drops the spread that x_0 still has.",
+        "c": "Each step takes the guess x0_hat for the truth, and so forgets how uncertain it is.",
+    }),
+]

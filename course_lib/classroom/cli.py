@@ -1,0 +1,168 @@
+"""The `course` command. Whatever is heavy is imported by the subcommand that needs it."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
+    """Run one subcommand on the course at `root` (found by course_lib.data by default); returns the exit status.
+
+    0: done. 1: it found something (an unsolved exercise, a notebook out of date). 2: it could not be done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")            # ✓ and α on a Windows console
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options, root)
+    except (ValueError, OSError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="course", description="A course on sampling diffusion models fast.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Callable, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__.strip("_"), help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    lab = command(_lab, "open JupyterLab on your own copies of the chapters, in my/")
+    lab.add_argument("--port", type=int)
+    lab.add_argument("--no-browser", dest="browser", action="store_false", help="print the address only")
+    command(_list, "the chapters: minutes, prerequisites, exercises")
+    command(_progress, "which exercises are solved, as saved in my/")
+    check = command(_check, "run your answers of a chapter inside its pristine notebook")
+    check.add_argument("chapter", type=int)
+    reset = command(_reset, "a fresh copy of a chapter; yours is kept beside it")
+    reset.add_argument("chapter", type=int)
+    update = command(_update, "bring your copies to the course's present version, with your answers")
+    update.add_argument("chapters", type=int, nargs="*", metavar="chapter")
+    command(_doctor, "is this machine ready: python, torch, device, data, weights")
+    train = command(_train, "rebuild a trained model that the course ships; without a name, list them")
+    train.add_argument("name", nargs="?")
+    train.add_argument("--device")
+    train.add_argument("--steps", type=int)
+    train.add_argument("--out", type=Path)
+    measure = command(_measure, "measure rows of the ledger; without a name, list what can be measured")
+    measure.add_argument("name", nargs="?")
+    measure.add_argument("--device")
+    measure.add_argument("--samples", type=int)
+    measure.add_argument("--seeds", type=int)
+    build = command(_build, "for authors: build the notebooks from notebooks/source")
+    build.add_argument("chapters", type=int, nargs="*", metavar="chapter")
+    build.add_argument("--force", action="store_true", help="run solutions again even if their code is unchanged")
+    build.add_argument("--check", action="store_true", help="only say what is not as the sources build it; run nothing")
+    return parser
+
+
+def _root(root: Path | None) -> Path:
+    return root or importlib.import_module("course_lib.data").ROOT
+
+
+def _lab(options, root) -> int:
+    from . import learner
+
+    return learner.lab(_root(root), options.port, options.browser)
+
+
+def _list(options, root) -> int:
+    from . import learner
+
+    for chapter in learner.contents(_root(root)):
+        needs = ", ".join(map(str, chapter["needs"])) or "nothing"
+        print(f"{chapter['number']:02d}  {chapter['title']}: {chapter['shows']}")
+        print(f"    {chapter['minutes']} minutes, after {needs}")
+        for id, title in chapter["exercises"].items():
+            print(f"    {id:<5} {title}")
+    return 0
+
+
+def _progress(options, root) -> int:
+    from . import learner
+
+    table = learner.progress(_root(root))
+    for name, states in table:
+        print(f"{name:<34} {'  '.join(f'{id} {state}' for id, state in states.items())}".rstrip())
+    states = [state for _, chapter in table for state in chapter.values()]
+    print(f"{states.count(learner.SOLVED)} of {len(states)} solved   (✓ solved   ✗ not yet right   · not yet tried)")
+    return 0
+
+
+def _check(options, root) -> int:
+    from . import learner
+
+    results = learner.check(_root(root), options.chapter)
+    for result in results:
+        print(f"{result.name:<5} {result.state} {result.message}")
+    return int(any(result.state != learner.SOLVED for result in results))
+
+
+def _reset(options, root) -> int:
+    from . import learner
+
+    kept = learner.reset(_root(root), options.chapter)
+    print("a fresh copy is in my/" + (f"; your old one is {kept.name}, beside it" if kept else ""))
+    return 0
+
+
+def _update(options, root) -> int:
+    from . import learner, notebooks
+
+    folder = _root(root) / "notebooks"
+    for path in notebooks.chapters(folder, options.chapters):
+        print("\n".join(learner.update(_root(root), notebooks.number(path))))
+    return 0
+
+
+def _doctor(options, root) -> int:
+    from . import doctor
+
+    findings = doctor.examine()
+    for name, well, message in findings:
+        print(f"{'✓' if well else '✗'} {name:<12} {message}")
+    return int(not all(well for _, well, _ in findings))
+
+
+def _train(options, root) -> int:
+    recipes = importlib.import_module("course_lib.recipes")
+    if options.name is None:
+        return _listed(recipes.RECIPES)
+    recipes.train(options.name, **_given(options, "device", "steps", "out"))
+    return 0
+
+
+def _measure(options, root) -> int:
+    measurements = importlib.import_module("course_lib.measurements").MEASUREMENTS
+    if options.name is None:
+        return _listed(measurements)
+    if options.name not in measurements:
+        raise ValueError(f"there is no measurement {options.name!r}; there are {', '.join(measurements)}")
+    measurements[options.name](**_given(options, "device", "samples", "seeds"))
+    return 0
+
+
+def _given(options, *names: str) -> dict:
+    """The options that were given; for the others the function's own defaults hold."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _listed(functions: dict[str, Callable]) -> int:
+    for name, function in functions.items():
+        print(f"{name:<28} {(function.__doc__ or '').strip().splitlines()[0]}")
+    return 0
+
+
+def _build(options, root) -> int:
+    from . import build
+
+    if not options.check:
+        build.build(_root(root), options.chapters, options.force)
+        return 0
+    found = build.outdated(_root(root), options.chapters)
+    print("\n".join(found) or "the notebooks are what the sources build")
+    return int(bool(found))

@@ -1,0 +1,257 @@
+"""The learner's own copies in my/: handed out once, never overwritten, checked against the pristine notebooks."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from nbformat import NotebookNode
+
+from course_lib import files
+
+from . import notebooks
+
+SECONDS_A_CELL = 300
+SOLVED, WRONG, UNTRIED = "✓", "✗", "·"
+START = "00_start_here.ipynb"
+
+
+def given(root: Path, number: int | None = None) -> list[Path]:
+    """The learner's notebooks as the course ships them; one chapter's where `number` is given."""
+    return notebooks.chapters(root / "notebooks", () if number is None else (number,))
+
+
+def hand_out(root: Path) -> list[Path]:
+    """Copy every chapter that my/ lacks into it; what is there is left alone. Returns the new files."""
+    missing = [path for path in given(root) if not _mine(root, path).exists()]
+    for path in missing:
+        notebooks.write(_mine(root, path), _blank(path))
+    return [_mine(root, path) for path in missing]
+
+
+def reset(root: Path, number: int) -> Path | None:
+    """Put a fresh copy of a chapter into my/; the old one stays beside it under the name that is returned."""
+    [path] = given(root, number)
+    kept = _keep(_mine(root, path))
+    notebooks.write(_mine(root, path), _blank(path))
+    return kept
+
+
+def update(root: Path, number: int) -> list[str]:
+    """Move a chapter in my/ to the course's present version with the learner's answers, found by exercise id.
+
+    The old file stays beside it. Returns what was done, in sentences.
+    """
+    [path] = given(root, number)
+    mine = _mine(root, path)
+    if not mine.exists():
+        return [f"{path.name}: not in my/ yet; `course lab` puts it there"]
+    old, new = notebooks.read(mine), _blank(path)
+    if _course(old).get("version") == _course(new)["version"]:
+        return [f"{path.name}: up to date"]
+    lost = _carry_over(old, new)
+    kept = _keep(mine)
+    notebooks.write(mine, new)
+    return [f"{path.name}: updated with your answers; the old file, with your notes, is {kept.name}",
+            *(f"{path.name}: exercise {id} is no longer in the chapter; your answer is in {kept.name}" for id in lost)]
+
+
+def progress(root: Path) -> list[tuple[str, dict[str, str]]]:
+    """For each chapter its name and {exercise id: "✓", "✗" or "·"}, as saved in my/."""
+    return [(path.stem, _saved_states(_mine(root, path), notebooks.read(path))) for path in given(root)]
+
+
+def contents(root: Path) -> list[dict]:
+    """What each chapter's notebook says of itself: number, title, minutes, needs, shows, exercises {id: title}."""
+    return [{"number": notebooks.number(path), **course,
+             "exercises": {id: task["title"] for id, task in course["exercises"].items()}}
+            for path in given(root) for course in [_course(notebooks.read(path))]]
+
+
+# --- course check ----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a check: the exercise id (or the name of another cell that failed), "✓", "✗" or "·", and why."""
+
+    name: str
+    state: str
+    message: str
+
+
+def check(root: Path, number: int) -> list[Result]:
+    """Run the learner's exercise cells inside the pristine notebook, against its own check cells and expected text.
+
+    Nothing else is taken from my/: a saved wrong output or a changed check cell counts for nothing.
+    """
+    [path] = given(root, number)
+    mine = _mine(root, path)
+    if not mine.exists():
+        raise ValueError(f"{mine} does not exist; `course lab` puts the chapter there")
+    saved, pristine = notebooks.read(mine), notebooks.read(path)
+    lost = [id for id in notebooks.by_role(pristine, "exercise") if id not in notebooks.by_role(saved, "exercise")]
+    for role in ("exercise", "predict"):
+        _copy_sources(notebooks.by_role(saved, role), notebooks.by_role(pristine, role))
+    failed = run_nbval(root, pristine, path.name)
+    results = [_result(id, pristine, failed, lost) for id in notebooks.by_role(pristine, "exercise")]
+    answers = {cell.id for role in ("exercise", "check") for cell in notebooks.by_role(pristine, role).values()}
+    return results + [Result(f"cell {id}", WRONG, _last_line(why)) for id, why in failed.items() if id not in answers]
+
+
+def run_nbval(root: Path, notebook: NotebookNode, name: str) -> dict[str, str]:
+    """Run the notebook under `pytest --nbval-lax` in an empty folder: {cell id: why it failed}."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy, report = Path(folder, name), Path(folder, "report.xml")
+        notebooks.write(copy, notebook)
+        environment = notebooks.environment(root, COURSE_SCALE="quick", PYTEST_ADDOPTS="")
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider",
+             f"--nbval-cell-timeout={SECONDS_A_CELL}", f"--junitxml={report}", f"--rootdir={folder}", str(copy)],
+            cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace")
+        if run.returncode not in (0, 1) or not report.is_file():
+            raise ValueError(f"pytest could not run {name} (exit {run.returncode}):\n{run.stdout}{run.stderr}")
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    ids = [cell.id for cell in notebook.cells if cell.cell_type == "code"]
+    if len(cases) != len(ids):
+        raise ValueError(f"pytest ran {len(cases)} of the {len(ids)} cells of {name}:\n{run.stdout}")
+    troubles = [[*case.iter("failure"), *case.iter("error"), *case.iter("skipped")] for case in cases]
+    return {id: _plain(trouble[0].text or trouble[0].get("message")) for id, trouble in zip(ids, troubles) if trouble}
+
+
+def _result(id: str, pristine: NotebookNode, failed: dict[str, str], lost: list[str]) -> Result:
+    """What became of one exercise."""
+    exercise, checking = (notebooks.cell_id(role, id) for role in ("exercise", "check"))
+    if id in lost:
+        return Result(id, WRONG, f"its cell ({exercise}) is not in your notebook: was it deleted, or copied and the "
+                                 f"original removed? `course reset {id.split('.')[0]}` gives a fresh chapter beside it")
+    if exercise in failed:
+        return Result(id, WRONG, f"its cell failed: {_last_line(failed[exercise])}")
+    if checking not in failed:
+        return Result(id, SOLVED, "solved")
+    # In nbval's mismatch "-" marks what was printed here, "+" the expected text.
+    said = re.search(rf"(?m)^\s*- {re.escape(id)} ([✗…]) (.*?)( The chapter goes on|$)", failed[checking])
+    if not said:
+        return Result(id, WRONG, f"its check failed: {_last_line(failed[checking])}")
+    return Result(id, WRONG if said[1] == "✗" else UNTRIED, said[2])
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something: in a traceback, the error."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _plain(text: str) -> str:
+    """The text without terminal colours, as nbval and IPython write them into reports."""
+    return re.sub(r"(\x1b|#x1B)\[[0-9;]*m", "", text)
+
+
+# --- JupyterLab ------------------------------------------------------------------------------------------------------
+
+def lab(root: Path, port: int | None = None, browser: bool = True) -> int:
+    """Hand out what is missing and serve JupyterLab on the first chapter until stopped; returns its exit status.
+
+    Without a display, or with browser=False, it prints the address and opens nothing.
+    """
+    hand_out(root)
+    command = [sys.executable, "-m", "jupyterlab", f"my/{START}"]
+    command += [f"--port={port}"] if port else []
+    command += [] if browser and _has_browser() else ["--no-browser"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command += ["--allow-root"]         # in a container one is often root; the server listens on this machine only
+    with tempfile.TemporaryDirectory() as folder:
+        server = subprocess.Popen(command, cwd=root, env=_quiet_lab(root, Path(folder)))
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):    # Ctrl-C is Jupyter's to handle; it asks before stopping
+                return server.wait()
+
+
+def _quiet_lab(root: Path, folder: Path) -> dict[str, str]:
+    """An environment in which JupyterLab does not ask about news; the user's own settings are not touched."""
+    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    text = json.dumps(settings).encode("utf-8")
+    files.atomic_write(folder / "labconfig" / "default_setting_overrides.json", lambda file: file.write(text))
+    paths = [str(folder), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    return notebooks.environment(root, JUPYTER_CONFIG_PATH=os.pathsep.join(paths))
+
+
+def _has_browser() -> bool:
+    """Is there a browser with a screen to show it on?"""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+# --- files and answers -----------------------------------------------------------------------------------------------
+
+def _mine(root: Path, path: Path) -> Path:
+    return root / "my" / path.name
+
+
+def _blank(path: Path) -> NotebookNode:
+    """The shipped notebook without the expected text: in my/ an output is something the learner's own code printed."""
+    notebook = notebooks.read(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def _keep(path: Path) -> Path | None:
+    """Copy the file to the first free name of the form 04_name-old-1.ipynb; None if there is no file to keep."""
+    if not path.exists():
+        return None
+    count = 1
+    while (kept := path.with_name(f"{path.stem}-old-{count}.ipynb")).exists():
+        count += 1
+    files.atomic_write(kept, lambda file: file.write(path.read_bytes()))
+    return kept
+
+
+def _carry_over(old: NotebookNode, new: NotebookNode) -> list[str]:
+    """Put the answers of `old` into `new`; returns the ids of those that find no place."""
+    answers = {id: cell for id, cell in notebooks.by_role(old, "exercise").items() if _is_touched(old, id, cell)}
+    _copy_sources(answers, notebooks.by_role(new, "exercise"))
+    chosen = {id: cell for id, cell in notebooks.by_role(old, "predict").items() if '"?"' not in cell.source}
+    _copy_sources(chosen, notebooks.by_role(new, "predict"))
+    return [id for id in answers if id not in notebooks.by_role(new, "exercise")]
+
+
+def _copy_sources(old: dict[str, NotebookNode], new: dict[str, NotebookNode]) -> None:
+    for id in old.keys() & new.keys():
+        new[id].source = old[id].source
+
+
+def _is_touched(notebook: NotebookNode, id: str, cell: NotebookNode) -> bool:
+    """Has the learner changed the exercise cell since it was handed out?"""
+    return _course(notebook).get("exercises", {}).get(id, {}).get("given") != notebooks.digest(cell.source)
+
+
+def _saved_states(mine: Path, pristine: NotebookNode) -> dict[str, str]:
+    ids = list(notebooks.by_role(pristine, "exercise"))
+    if not mine.exists():
+        return dict.fromkeys(ids, UNTRIED)
+    saved = notebooks.read(mine)
+    answers, checks = (notebooks.by_role(saved, role) for role in ("exercise", "check"))
+    return {id: _saved_state(saved, id, answers.get(id), checks.get(id)) for id in ids}
+
+
+def _saved_state(saved: NotebookNode, id: str, answer: NotebookNode | None, checking: NotebookNode | None) -> str:
+    if answer is None or checking is None or not _is_touched(saved, id, answer):
+        return UNTRIED
+    said = notebooks.printed(checking)
+    return SOLVED if said == f"{id} ✓ solved\n" else WRONG if f"{id} ✗" in said else UNTRIED
+
+
+def _course(notebook: NotebookNode) -> dict:
+    return notebook.metadata.get("course", {})

@@ -1,0 +1,72 @@
+"""Two-sample distances. A distance means little without its floor: the same distance between two sets of real samples."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _flat_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"x, y: expected samples of one dimension, got {x.shape[1]} and {y.shape[1]}")
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"x, y: expected at least two samples each, got {len(x)} and {len(y)}")
+    return x, y
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance of samples x (N, d) and y (N, d): root mean square over random directions.
+
+    Along a line the optimal transport is to sort both (Bonneel et al. 2015). Raises ValueError for unequal N or d.
+    """
+    x, y = _flat_pair(x, y)
+    if len(x) != len(y):
+        raise ValueError(f"x, y: sorting pairs needs equally many samples, got {len(x)} and {len(y)}")
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(x.shape[1], directions, generator=generator, dtype=x.dtype)
+    v = (v / v.norm(dim=0)).to(x.device)
+    return ((x @ v).sort(0).values - (y @ v).sort(0).values).square().mean().sqrt().item()
+
+
+def mmd2(x: Tensor, y: Tensor, bandwidth: float = 0.5) -> float:
+    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, eq. 3); may be negative."""
+    x, y = _flat_pair(x, y)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (-torch.cdist(a, b).square() / (2 * bandwidth**2)).exp()
+
+    n, m = len(x), len(y)
+    within_x = (kernel(x, x).sum() - n) / (n * (n - 1))
+    within_y = (kernel(y, y).sum() - m) / (m * (m - 1))
+    return (within_x + within_y - 2 * kernel(x, y).mean()).item()
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """Frechet distance of Gaussians fitted to features x (N, d), y (M, d): |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
+
+    The form of Heusel et al. 2017 on whatever features are passed. It is biased upwards, more so for few samples: compare
+    only at equal N, beside the floor.
+    """
+    x, y = _flat_pair(x, y)
+    if min(len(x), len(y)) <= x.shape[1]:
+        raise ValueError(f"x, y: {x.shape[1]} features need more samples than that, got {len(x)} and {len(y)}")
+    cx, cy = (torch.atleast_2d(z.T.cov()) for z in (x, y))
+    # tr (C C')^(1/2) by the symmetric form, whose eigenvalues are real and not negative
+    values, vectors = torch.linalg.eigh(cx)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cy @ root).clamp(min=0).sqrt().sum()
+    return ((x.mean(0) - y.mean(0)).square().sum() + cx.trace() + cy.trace() - 2 * cross).item()
+
+
+@torch.no_grad()
+def features(network: Callable[[Tensor], Tensor], images: Tensor, batch: int = 500) -> Tensor:
+    """network's features (N, d) of images (N, C, H, W), batch by batch on the images' device."""
+    return torch.cat([network(part) for part in images.split(batch)])
+
+
+def relative_l2(estimate: Tensor, truth: Tensor) -> float:
+    """|estimate - truth| / |truth|, both norms over all entries: 0 is perfect, 1 is as bad as answering zero."""
+    if estimate.shape != truth.shape:
+        raise ValueError(f"estimate, truth: expected equal shapes, got {tuple(estimate.shape)} and {tuple(truth.shape)}")
+    return ((estimate - truth).norm() / truth.norm()).item()

@@ -1,0 +1,132 @@
+"""The figures. Truth is drawn in grey, estimates in colour; every function draws on the axes it is given, or makes its own."""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+TRUTH, ESTIMATE, SECOND, THIRD = "#9aa0a6", "#c2410c", "#1d4ed8", "#15803d"  # told apart without colour vision too
+STYLE = {"figure.dpi": 90, "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+         "legend.frameon": False, "font.size": 9, "savefig.dpi": 90}
+
+
+def style() -> None:
+    """The course's look, for every figure after this call."""
+    plt.rcParams.update(STYLE)
+
+
+def panels(n: int, size: float = 2.6, columns: int | None = None) -> list[Axes]:
+    """n square panels in a row, or in rows of `columns`."""
+    columns = columns or n
+    rows = -(-n // columns)
+    _, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
+    for spare in axes.flat[n:]:
+        spare.set_axis_off()
+    return list(axes.flat[:n])
+
+
+def _bare(ax: Axes, extent: float | None = None, title: str = "") -> Axes:
+    ax.set(xticks=[], yticks=[], title=title, aspect="equal")
+    ax.spines[:].set_visible(False)
+    if extent:
+        ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return ax or panels(1, size=3.2)[0]
+
+
+def mesh(extent: float, n: int, dtype=torch.float64) -> Tensor:
+    """n x n points over [-extent, extent]^2 as rows (n^2, 2)."""
+    u = torch.linspace(-extent, extent, n, dtype=dtype)
+    return torch.cartesian_prod(u, u)
+
+
+def density(log_prob: Callable[[Tensor], Tensor], extent: float = 2.5, ax: Axes | None = None, title: str = "",
+            n: int = 120) -> Axes:
+    """A density in grey from log_prob: (B, 2) -> (B,)."""
+    ax = _axes(ax)
+    p = log_prob(mesh(extent, n)).exp().reshape(n, n).T
+    ax.imshow(p, origin="lower", extent=(-extent, extent) * 2, cmap="Greys", vmax=1.3 * p.max(), interpolation="bilinear")
+    return _bare(ax, extent, title)
+
+
+def scatter(x: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str = "", color: str = ESTIMATE,
+            size: float = 2.0, label: str | None = None) -> Axes:
+    """Samples (N, 2) as dots; the number outside the frame is written down rather than dropped in silence."""
+    ax = _axes(ax)
+    ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
+    outside = int((x.abs() > extent).any(1).sum())
+    if outside:
+        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=7, color=color)
+    return _bare(ax, extent, title)
+
+
+def field(vector: Callable[[Tensor], Tensor], extent: float = 2.5, ax: Axes | None = None, title: str = "",
+          color: str = ESTIMATE, n: int = 16, scale: float | None = None, width: float = 0.005) -> Axes:
+    """Arrows of a vector field (B, 2) -> (B, 2); give two fields the same scale to compare them by eye."""
+    ax = _axes(ax)
+    x = mesh(extent, n, torch.float32)
+    v = vector(x).detach()
+    ax.quiver(*x.T.numpy(), *v.T.numpy(), color=color, scale=scale, width=width, angles="xy")
+    return _bare(ax, extent, title)
+
+
+def paths(states: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str = "", color: str = ESTIMATE) -> Axes:
+    """Trajectories (n+1, B, 2) as lines, from a small dot at the start to a larger one at the end."""
+    ax = _axes(ax)
+    xs = states.detach().cpu().numpy()
+    ax.plot(xs[..., 0], xs[..., 1], color=color, lw=0.7, alpha=0.6)
+    ax.scatter(*xs[0].T, s=4, color=TRUTH, zorder=3)
+    ax.scatter(*xs[-1].T, s=10, color=color, zorder=3)
+    return _bare(ax, extent, title)
+
+
+def tile(images: Tensor, columns: int) -> np.ndarray:
+    """Grey images (N, 1, H, W) in [-1, 1] as one array of rows of `columns`, with a one-pixel gap."""
+    N, _, H, W = images.shape
+    rows = -(-N // columns)
+    sheet = np.zeros((rows * (H + 1) - 1, columns * (W + 1) - 1), dtype=np.float32)
+    for i, image in enumerate(images.detach().cpu().float().clamp(-1, 1)[:, 0].numpy()):
+        r, c = divmod(i, columns)
+        sheet[r * (H + 1):r * (H + 1) + H, c * (W + 1):c * (W + 1) + W] = (image + 1) / 2
+    return sheet
+
+
+def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: str = "") -> Axes:
+    """Grey images (N, 1, H, W) in [-1, 1] side by side, dark on light."""
+    rows = -(-len(images) // columns)
+    side = max(0.62, 5 / columns)                                                 # inches an image: few are drawn larger
+    ax = ax or plt.subplots(figsize=(side * columns, side * rows + 0.3))[1]
+    ax.imshow(tile(images, columns), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    return _bare(ax, title=title)
+
+
+def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
+    """One labelled row of grey images per entry: the same starts under different samplers, say."""
+    columns = len(rows[0])
+    side = max(0.72, 4.6 / columns)
+    fig, axes = plt.subplots(len(rows), 1, figsize=(side * columns + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
+    for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
+        image_grid(images, columns, ax)
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
+    fig.suptitle(title, fontsize=10)
+    return fig
+
+
+def quality_against_cost(rows: Sequence, ax: Axes | None = None) -> Axes:
+    """Ledger rows of one metric: value above the floor against evaluations, both logarithmic, one line a method."""
+    ax = ax or plt.subplots(figsize=(4.6, 3.2))[1]
+    for i, method in enumerate(sorted({r.method for r in rows})):
+        mine = sorted((r.nfe, max(r.value - r.floor, 1e-3)) for r in rows if r.method == method)
+        ax.plot(*zip(*mine), marker="osD^v"[i % 5], ms=4, lw=1.2, label=method)
+    metric = rows[0].metric if rows else "value"
+    ax.set(xscale="log", yscale="log", xlabel="network evaluations per sample", ylabel=f"{metric} above the floor")
+    ax.legend()
+    return ax

@@ -1,0 +1,55 @@
+"""Sliders around pure functions. A widget draws nothing that a function of its values could not draw without it.
+
+Uses only what ipywidgets 7.7 and 8 share.
+"""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a picture; closes it, so that it does not appear a second time below the cell."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def control(name: str, values: Sequence) -> ipywidgets.Widget:
+    """A slider over numbers or a menu of words, starting at the first value."""
+    if not values:
+        raise ValueError(f"{name}: expected at least one value to choose from, got none")
+    kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
+    options = [(v if isinstance(v, str) else f"{v:g}", v) for v in values]
+    return kind(options=options, description=name, value=values[0], style={"description_width": "initial"})
+
+
+def flipbook(draw: Callable[..., Figure], play: bool = False, **choices: Sequence) -> ipywidgets.VBox:
+    """A picture draw(**values) with one control for each named choice; pages are drawn when first seen, then kept.
+
+    flipbook(lambda steps: ..., steps=[1, 2, 4]). With play=True a button runs through the last choice.
+    """
+    if not choices:
+        raise ValueError("choices: expected at least one named sequence of values, got none")
+    page = functools.cache(lambda *values: png(draw(**dict(zip(choices, values, strict=True)))))
+    controls = [control(name, values) for name, values in choices.items()]
+    picture = ipywidgets.Image(format="png")
+
+    def turn(_change=None):
+        picture.value = page(*(c.value for c in controls))
+
+    for c in controls:
+        c.observe(turn, names="value")
+    turn()
+    row = list(controls)
+    if play:
+        last = len(next(reversed(choices.values()))) - 1
+        button = ipywidgets.Play(min=0, max=last, interval=200)
+        button.observe(lambda change: setattr(controls[-1], "index", change["new"]), names="value")
+        row.append(button)
+    return ipywidgets.VBox([ipywidgets.HBox(row), picture])

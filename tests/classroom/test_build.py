@@ -1,0 +1,141 @@
+"""course build: what the two notebooks hold, when a solution runs again, and what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+
+from course_lib.classroom import build, notebooks
+
+SOLVED = "97_lines.ipynb"
+
+
+def learner_of(course):
+    return notebooks.read(course / "notebooks" / SOLVED)
+
+
+def solution_of(course):
+    return notebooks.read(course / "notebooks" / "solutions" / SOLVED)
+
+
+def rewrite(course, old, new):
+    """Change the source; `old` must be there."""
+    path = course / "notebooks" / "source" / "97_lines.py"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_the_source_runs_as_a_plain_script(course, tmp_path):
+    result = subprocess.run([sys.executable, course / "notebooks" / "source" / "97_lines.py"], cwd=tmp_path,
+                            env=notebooks.environment(course), capture_output=True, text=True, encoding="utf-8")
+    assert result.stdout.splitlines() == [
+        "97.1 noted: b", "97.1 ✓ b, as you predicted. It rises.", "97.1 ✓ solved", "97.2 ✓ solved"]
+
+
+def test_cells_have_telling_stable_ids(course):
+    ids = [cell.id for cell in learner_of(course).cells]
+    assert ids == [cell.id for cell in solution_of(course).cells]
+    assert [id for id in ids if not id.startswith("97-")] == [
+        "predict-97-1", "exercise-97-1", "check-97-1", "exercise-97-2", "check-97-2"]
+
+
+def test_the_learner_gets_stubs_and_expected_text(course):
+    notebook = learner_of(course)
+    exercise = notebooks.by_role(notebook, "exercise")["97.1"].source
+    assert exercise == ('def my_line(x, slope):                      # (B, ...), (B,) -> (B, ...)\n'
+                        '    raise NotImplementedError("one line: slope times x")')
+    assert notebooks.by_role(notebook, "predict")["97.1"].source == 'predict("97.1", "?")'
+    with_output = [cell.id for cell in notebook.cells if cell.get("outputs")]
+    assert with_output == ["check-97-1", "check-97-2"]
+    check = notebooks.by_role(notebook, "check")["97.1"]
+    assert notebooks.printed(check) == "97.1 ✓ solved\n" and check.execution_count == 6
+
+
+def test_the_solution_is_solved_and_executed(course):
+    notebook = solution_of(course)
+    assert notebooks.by_role(notebook, "exercise")["97.2"].source == "def my_shift(x, by):\n    return x + by"
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert notebook.cells[3].outputs[0].data["text/plain"] == "tensor([0, 1, 2])"
+
+
+def test_metadata_are_few_and_say_what_the_chapter_is(course):
+    metadata = learner_of(course).metadata
+    assert set(metadata) == {"course", "kernelspec", "language_info"}
+    assert metadata.language_info == {"name": "python"}
+    assert metadata.course.title == "A fake chapter" and metadata.course.minutes == 5 and metadata.course.needs == []
+    assert metadata.course.exercises["97.2"]["title"] == "A shift"
+    assert all(set(cell.metadata) <= {"deletable", "editable"} for cell in solution_of(course).cells)
+
+
+def test_building_again_changes_nothing_and_runs_nothing(course):
+    before = {path: path.read_bytes() for path in (course / "notebooks").rglob("*.ipynb")}
+    said = []
+    build.build(course, say=said.append)
+    assert said == ["97_lines: built"]
+    assert before == {path: path.read_bytes() for path in (course / "notebooks").rglob("*.ipynb")}
+    assert build.outdated(course) == []
+
+
+def test_a_changed_source_is_outdated_until_it_is_built(course):
+    rewrite(course, "Which way does it go", "Which way")
+    assert build.outdated(course, [97]) == ["notebooks/solutions/97_lines.ipynb is not what 97_lines.py builds",
+                                            "notebooks/97_lines.ipynb is not what 97_lines.py builds"]
+    said = []
+    build.build(course, [97], say=said.append)
+    assert said == ["97_lines: running the solution", "97_lines: built"] and build.outdated(course) == []
+
+
+def test_edits_of_built_notebooks_and_strays_are_found(course):
+    path = course / "notebooks" / SOLVED
+    notebook = notebooks.read(path)
+    notebook.cells[0].source += "!"
+    notebooks.write(path, notebook)
+    notebooks.write(course / "notebooks" / "98_stray.ipynb", notebook)
+    assert build.outdated(course) == ["notebooks/97_lines.ipynb is not what 97_lines.py builds",
+                                      "notebooks/98_stray.ipynb has no source"]
+
+
+def test_warnings_are_told_and_progress_bars_dropped(course):
+    rewrite(course, "my_shift(torch.zeros(2), 1)",
+            "import warnings\n\nfrom tqdm import tqdm\n\nfor _ in tqdm(range(3)):\n    torch.zeros(2)\n"
+            "\n# %%\nwarnings.warn('beware')")
+    said = []
+    build.build(course, say=said.append)
+    assert any("beware" in line for line in said) and not any("3/3" in line for line in said)
+    assert solution_of(course).cells[-2].outputs == []
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ('# %% exercise="97.1"', "# %%", "check 97.1 has no exercise cell"),
+    ('# %% check="97.1"', "# %%", "exercise 97.1 has no check cell"),
+    ('# %% check="97.1"', '# %% check="97.2"', "there is a second check-97-2"),
+    ("97.2", "97.3", "exercise 97.3 is not in the bank"),
+    ("97.2", "97.3", "exercise 97.2 is in the bank, not in the chapter"),
+    ("    ### END SOLUTION\n\n# %% check=\"97.1\"", "\n# %% check=\"97.1\"", "### BEGIN SOLUTION without an end"),
+    ("    ### BEGIN SOLUTION one line\n", "", "### END SOLUTION without a beginning"),
+    ("    ### BEGIN SOLUTION one line\n", "### BEGIN SOLUTION one line\n", "must stand inside the function"),
+    ("SOLUTION one line\n", 'SOLUTION "one" line\n', "no double quotes"),
+    ("# NBVAL_CHECK_OUTPUT\nmy_shift = ", "my_shift = ", "check 97.2 must read `# NBVAL_CHECK_OUTPUT`"),
+    ('predict("97.1", "b")', 'predict("97.1", "d")', "predict 97.1 chooses d, which is no option"),
+    ('predict("97.1", "b")', 'predict("97.1", "?")', 'predict 97.1 must read `predict("97.1", "b")`'),
+    ('reveal("97.1")', "", 'prediction 97.1 is never followed by `reveal("97.1")`'),
+    ('# %% predict="97.1"', "# %%", "prediction 97.1 is in the bank, not in the chapter"),
+    ("minutes: 5, ", "", "the header needs `course: {minutes: ..., needs: ..., shows: ..., title: ...}`"),
+    ("return x + by", "return x - by", "97.2 ✗ it must move to the right"),
+    ("torch.arange(3)", "1 / 0", "ZeroDivisionError"),
+    ("torch.arange(3)", "print(('x' * 50 + chr(10)) * 9_000)", "the limit is 400,000"),
+])
+def test_what_is_wrong_with_a_source_is_named(course, old, new, message):
+    before = (course / "notebooks" / SOLVED).read_bytes()
+    rewrite(course, old, new)
+    with pytest.raises(ValueError) as refused:
+        build.build(course, say=lambda line: None)
+    assert message in str(refused.value)
+    assert (course / "notebooks" / SOLVED).read_bytes() == before
+
+
+def test_an_unknown_chapter_is_named(course):
+    with pytest.raises(ValueError, match=r"no chapter 3 in .*source; it has 97"):
+        build.build(course, [3])

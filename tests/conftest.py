@@ -1,0 +1,57 @@
+"""What every test shares: fixed seeds, one thread, and no skips where COURSE_REQUIRE_ALL=1 forbids them."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder that holds course_lib/, data/ and notebooks/."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator on the CPU, seeded alike in every test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums of floats depend on how many threads share them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Each test starts from the same seeds, and none may change the default dtype for those that follow."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global one
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32, "this test left another default dtype behind"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    return report if item.get_closest_marker("gpu") else fail_if_skipped(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return fail_if_skipped((yield))
+
+
+def fail_if_skipped(report):
+    """Under COURSE_REQUIRE_ALL=1 a skip is a failure; an expected failure stays what it is."""
+    if os.environ.get("COURSE_REQUIRE_ALL") == "1" and report.skipped and not hasattr(report, "wasxfail"):
+        *_, reason = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"must not be skipped under COURSE_REQUIRE_ALL=1. {reason}"
+    return report

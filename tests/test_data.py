@@ -1,0 +1,228 @@
+"""Data: what comes out has the stated shape, range and counts, and damage of any kind is named before use."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from course_lib import data, files
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A copy of the course's Fashion-MNIST, which a test may damage."""
+    (tmp_path / "data").mkdir()
+    for name in ("checksums.json", "fashion_mnist.npz"):
+        shutil.copy(data.ROOT / "data" / name, tmp_path / "data")
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    return tmp_path
+
+
+# --- Fashion-MNIST --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("split", "per_class"), [("train", 3000), ("test", 1000)])
+def test_fashion_mnist_has_the_stated_shape_range_and_counts(split, per_class):
+    images, labels = data.fashion_mnist(split)
+    assert images.shape == (10 * per_class, 1, 28, 28) and images.dtype == torch.float32
+    assert labels.shape == (10 * per_class,) and labels.dtype == torch.int64
+    assert images.min() == -1 and images.max() == 1
+    assert labels.bincount().tolist() == [per_class] * len(data.CLASSES)
+
+
+def test_a_pixel_value_survives_the_scaling():
+    images, _ = data.fashion_mnist("test")
+    with np.load(data.path("fashion_mnist.npz")) as members:
+        raw = members["test_images"]
+    assert np.array_equal(((images[:, 0] + 1) * 127.5).round().byte().numpy(), raw)
+
+
+def test_only_the_split_that_is_asked_for_is_read(home):
+    with np.load(home / "data" / "fashion_mnist.npz") as members:
+        kept = {name: members[name] for name in ("test_images", "test_labels")}
+    np.savez(home / "data" / "fashion_mnist.npz", **kept)                # a sound file that has no training images
+    declare(home, "fashion_mnist.npz")
+    assert len(data.fashion_mnist("test")[0]) == 10_000
+    with pytest.raises(KeyError, match="train_images"):
+        data.fashion_mnist("train")
+
+
+def test_an_unknown_split_is_named():
+    with pytest.raises(ValueError, match="split is 'validation', expected 'train' or 'test'"):
+        data.fashion_mnist("validation")
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+def declare(home: Path, name: str) -> None:
+    """Write the true sum of data/`name` into data/checksums.json."""
+    file = home / "data" / name
+    entry = {"sha256": files.sha256(file), "bytes": file.stat().st_size}
+    (home / "data" / "checksums.json").write_text(json.dumps({name: entry}))
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short])
+def test_a_damaged_file_is_named_with_both_sums_and_the_way_back(home, damage):
+    file = home / "data" / "fashion_mnist.npz"
+    expected = files.sha256(file)
+    damage(file)
+    with pytest.raises(ValueError) as caught:
+        data.fashion_mnist()
+    for part in (str(file), files.sha256(file), expected, "git checkout -- data/fashion_mnist.npz", "data/prepare/"):
+        assert part in str(caught.value)
+    [(name, sound, message)] = [report for report in data.verify_all() if report[0] == file.name]
+    assert (name, sound) == ("fashion_mnist.npz", False) and message == str(caught.value)
+
+
+def test_a_missing_file_is_named_with_the_way_back(home):
+    file = home / "data" / "fashion_mnist.npz"
+    file.unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        data.fashion_mnist()
+    assert str(file) in str(caught.value) and "git checkout" in str(caught.value)
+
+
+def test_a_file_that_is_not_listed_is_refused():
+    with pytest.raises(ValueError, match="name is 'mnist.npz', expected one of the files in data/checksums.json"):
+        data.path("mnist.npz")
+
+
+def test_every_committed_file_is_sound():
+    assert [message for _, sound, message in data.verify_all() if not sound] == []
+
+
+# --- where the data is ----------------------------------------------------------------------------------------------
+
+def test_the_root_is_beside_the_library(root):
+    assert data.ROOT == root
+
+
+def test_an_installed_library_finds_the_course(home, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("site-packages")
+    monkeypatch.setattr(data, "__file__", str(elsewhere / "course_lib" / "data.py"))
+    monkeypatch.delenv("COURSE_HOME", raising=False)
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(FileNotFoundError, match="COURSE_HOME"):
+        data.find_root()
+    monkeypatch.setenv("COURSE_HOME", str(home))
+    assert data.find_root() == home
+    monkeypatch.delenv("COURSE_HOME")
+    (home / "notebooks" / "solutions").mkdir(parents=True)
+    monkeypatch.chdir(home / "notebooks" / "solutions")
+    assert data.find_root() == home
+
+
+# --- the full training set ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def upstream(home, tmp_path, monkeypatch):
+    """A small stand-in for the upstream folder, on file://, whose sums the library knows."""
+    folder = tmp_path / "upstream"
+    folder.mkdir()
+    images = np.arange(20 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(20, 28, 28)
+    labels = np.arange(20, dtype=np.uint8) % 10
+    sums = {}
+    for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
+        payload = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+        (folder / f"{name}.gz").write_bytes(gzip.compress(payload))
+        sums[name] = hashlib.sha256(payload).hexdigest()
+    monkeypatch.setattr(data, "PAYLOADS", sums)
+    monkeypatch.setattr(data, "UPSTREAM", folder.as_uri() + "/")
+    return folder
+
+
+def test_the_full_set_is_fetched_once_and_kept(home, upstream):
+    images, labels = data.fashion_mnist(full=True)
+    assert images.shape == (20, 1, 28, 28) and labels.tolist() == [*range(10)] * 2
+    assert images[0, 0, 0, 1] == torch.tensor(1 / 127.5 - 1)
+    shutil.rmtree(upstream)
+    assert torch.equal(data.fashion_mnist(full=True)[0], images)
+
+
+def test_a_wrong_payload_is_refused_and_not_kept(home, upstream):
+    (upstream / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz has sha256 \w{64} \(14 bytes\), expected \w{64}"):
+        data.fashion_mnist(full=True)
+    assert not list(home.glob("data/cache/*"))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut_short, lambda file: file.write_text("<html>please log in</html>")])
+def test_an_upstream_that_does_not_answer_is_explained(upstream, damage):
+    damage(upstream / "train-images-idx3-ubyte.gz")
+    with pytest.raises(OSError, match="train-images-idx3-ubyte.gz could not be fetched .* full=False reads the 30,000"):
+        data.fashion_mnist(full=True)
+
+
+def test_a_damaged_cache_is_named(home, upstream):
+    data.fashion_mnist(full=True)
+    data._verify_once.cache_clear()                                      # as in a new process
+    flip_a_byte(home / "data" / "cache" / "train-images-idx3-ubyte")
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is damaged.* delete the file and ask again"):
+        data.fashion_mnist(full=True)
+
+
+def test_idx_of_another_type_is_refused():
+    with pytest.raises(ValueError, match="expected an IDX file of unsigned bytes"):
+        data.read_idx(bytes([0, 0, 13, 1, 0, 0, 0, 1, 0, 0, 0, 0]))
+
+
+# --- atomic writes --------------------------------------------------------------------------------------------------
+
+def test_atomic_write_makes_the_folder_and_replaces_the_file(tmp_path):
+    target = tmp_path / "new" / "file"
+    for content in (b"first", b"second"):
+        files.atomic_write(target, lambda file, content=content: file.write(content))
+        assert target.read_bytes() == content
+    assert os.listdir(target.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stopped"), KeyboardInterrupt(), OSError(28, "No space left")])
+def test_a_write_that_fails_midway_leaves_the_old_file_alone(tmp_path, error):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"half of the n")
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        files.atomic_write(target, write)
+    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    if isinstance(error, OSError):
+        assert str(target) in str(caught.value) and "No space left" in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "folder").write_text("in truth a file, which not even root can write into")
+    with pytest.raises(OSError, match="could not be written") as caught:
+        files.atomic_write(tmp_path / "folder" / "file", lambda file: file.write(b"new"))
+    assert str(tmp_path / "folder" / "file") in str(caught.value)
+
+
+# --- preparation ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"needs the original files in {DEBIAN}")
+def test_the_committed_file_is_what_the_script_makes(root, tmp_path):
+    script = [sys.executable, "data/prepare/fashion_mnist.py", "--source", DEBIAN, "--out", tmp_path / "made.npz"]
+    subprocess.run(script, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True)
+    assert files.sha256(tmp_path / "made.npz") == data.checksums()["fashion_mnist.npz"]["sha256"]

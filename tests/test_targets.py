@@ -1,0 +1,201 @@
+"""Targets: densities against scipy and torch, the exact denoiser against numerical integration, samples against moments."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from course_lib.denoiser import score
+from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP
+from course_lib.targets import GaussianMixture, checkerboard, ring, spiral, two_islands, two_moons
+
+SCHEDULES = [LinearVP(), CosineVP(), VE(), SubVP(), Flow()]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
+SHAPES = [ring, two_islands, checkerboard, two_moons, spiral]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+
+MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.5], [0.0, 2.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
+LINE = GaussianMixture([[-1.5], [0.5], [2.0]], [0.3, 0.6, 0.2], [0.2, 0.5, 0.3])
+
+
+def points(n=9, dim=2, generator=None):
+    return 2 * torch.randn(n, dim, generator=generator, dtype=torch.float64)
+
+
+def line(extent, n):
+    return torch.linspace(-extent, extent, n, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------- density
+def test_log_density_agrees_with_scipy_and_torch(generator):
+    x = points(generator=generator)
+    parts = zip(MIXTURE.weights, MIXTURE.means, MIXTURE.stds, strict=True)
+    scipys = sum(w.item() * stats.multivariate_normal(m.numpy(), s.item() ** 2).pdf(x.numpy()) for w, m, s in parts)
+    torch.testing.assert_close(MIXTURE.log_prob(x), torch.from_numpy(scipys).log(), rtol=1e-10, atol=1e-10)
+    d = torch.distributions
+    components = d.Independent(d.Normal(MIXTURE.means, MIXTURE.stds[:, None]), 1)
+    torchs = d.MixtureSameFamily(d.Categorical(MIXTURE.weights), components)
+    torch.testing.assert_close(MIXTURE.log_prob(x), torchs.log_prob(x), rtol=1e-10, atol=1e-10)
+
+
+@every_shape
+def test_a_shapes_density_integrates_to_1(shape):
+    """The trapezium rule on a mesh as fine as the narrowest Gaussian is exact to 1e-8."""
+    target = shape()
+    extent, spacing = target.means.abs().max().item() + 6 * target.stds.max().item(), target.stds.min().item()
+    u = line(extent, 2 + int(2 * extent / spacing))
+    total = target.log_prob(torch.cartesian_prod(u, u)).exp().sum() * (u[1] - u[0]) ** 2
+    assert total.item() == pytest.approx(1, abs=1e-7)
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9])
+def test_the_marginal_is_the_data_scaled_and_blurred(schedule, t):
+    """p_t(y) = integral p(x0) N(y; alpha x0, sigma^2) dx0, by quadrature."""
+    alpha, sigma, x0 = schedule.alpha(t), schedule.sigma(t), line(5, 40_001)
+    kernel = torch.distributions.Normal(alpha * x0, sigma)
+    for y in (-1.0, 0.2, 2.0):
+        value = (LINE.log_prob(x0[:, None]) + kernel.log_prob(torch.tensor(y, dtype=torch.float64))).exp().sum() * 10 / 40_000
+        at_y = torch.tensor([[y]], dtype=torch.float64)
+        assert LINE.marginal(schedule, t).log_prob(at_y).item() == pytest.approx(value.log().item(), abs=1e-8)
+
+
+# ---------------------------------------------------------------------------------------------- the exact denoiser
+@every_schedule
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9])
+def test_the_denoiser_is_the_posterior_mean(schedule, t):
+    """E[x0 | x_t = y] by quadrature over x0, component by component and for the whole mixture."""
+    alpha, sigma, x0, y = schedule.alpha(t), schedule.sigma(t), line(5, 40_001), torch.tensor(0.7, dtype=torch.float64)
+    likelihood = torch.distributions.Normal(alpha * x0, sigma).log_prob(y)
+    D = LINE.denoiser(schedule)
+    for label in (-1, 0, 1, 2):
+        prior = LINE if label < 0 else GaussianMixture(LINE.means[[label]], LINE.stds[label])
+        posterior = (prior.log_prob(x0[:, None]) + likelihood).softmax(0)
+        found = D(y.reshape(1, 1), t, torch.tensor([label])).item()
+        assert found == pytest.approx((posterior * x0).sum().item(), abs=1e-8)
+
+
+@every_schedule
+def test_each_row_has_its_own_label(schedule, generator):
+    D, x = MIXTURE.denoiser(schedule), points(4, generator=generator)
+    together = D(x, 0.4, torch.tensor([2, -1, 0, 1]))
+    alone = [D(row[None], 0.4, None if k < 0 else torch.tensor([k])) for row, k in zip(x, [2, -1, 0, 1], strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)
+    component = GaussianMixture(MIXTURE.means[[2]], MIXTURE.stds[2]).denoiser(schedule)
+    torch.testing.assert_close(together[:1], component(x[:1], 0.4), rtol=1e-12, atol=1e-12)
+
+
+@every_schedule
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [1e2, 1e4, 1e6])
+def test_nothing_underflows_far_from_the_data(schedule, dtype, distance):
+    """In linear space every density here is 0, and its score 0/0."""
+    x = torch.tensor([[distance, 0.3 * distance], [-distance, 0.0]], dtype=dtype)
+    D = ring().denoiser(schedule)
+    assert bool(ring().log_prob(x).isfinite().all())
+    for t in (schedule.t_min, 0.5, schedule.t_max):
+        assert bool(D(x, t).isfinite().all()) and bool(score(D, x, t).isfinite().all())
+        outward = (score(D, x, t) * x).sum(1)
+        assert bool((outward < 0).all()), "the score must point back to the data"
+
+
+@every_schedule
+def test_at_its_ends_the_denoiser_returns_the_point_and_the_mean(schedule, generator):
+    D, x = MIXTURE.denoiser(schedule), points(generator=generator) / 4
+    torch.testing.assert_close(D(x, 0), x)
+    mean = MIXTURE.weights @ MIXTURE.means
+    assert (D(x, schedule.t_max) - mean).abs().max() < 0.05
+
+
+# ---------------------------------------------------------------------------------------------- samples
+def test_samples_have_the_mixtures_moments_and_proportions(generator):
+    n = 100_000
+    x = MIXTURE.sample(n, generator)
+    assert x.shape == (n, 2) and x.dtype == torch.float64
+    mean = MIXTURE.weights @ MIXTURE.means
+    centred = MIXTURE.means - mean
+    covariance = (MIXTURE.weights * MIXTURE.stds**2).sum() * torch.eye(2) + (MIXTURE.weights * centred.T) @ centred
+    error = (covariance.diagonal() / n).sqrt()
+    assert bool(((x.mean(0) - mean).abs() < 5 * error).all())
+    assert (x.T.cov() - covariance).abs().max() < 5 * (2 / n) ** 0.5 * covariance.max()
+    far = GaussianMixture(20 * MIXTURE.means, MIXTURE.stds, MIXTURE.weights)  # far apart, the nearest mean is the component
+    nearest = torch.cdist(far.sample(n, generator), far.means).argmin(1).bincount()
+    assert stats.chisquare(nearest.numpy(), (n * MIXTURE.weights).numpy()).pvalue > 1e-4
+
+
+def test_samples_of_given_components_come_from_those(generator):
+    labels = torch.tensor([2, 0, 0, 1]).repeat(5000)
+    x = MIXTURE.sample(len(labels), generator, labels)
+    for k, (mean, std) in enumerate(zip(MIXTURE.means, MIXTURE.stds, strict=True)):
+        mine = x[labels == k]
+        assert bool(((mine.mean(0) - mean).abs() < 5 * std / len(mine) ** 0.5).all())
+        assert mine.std(0).mean().item() == pytest.approx(std.item(), rel=0.05)
+
+
+def test_a_generator_repeats_its_samples():
+    first, again = (MIXTURE.sample(50, torch.Generator().manual_seed(3)) for _ in range(2))
+    other = MIXTURE.sample(50, torch.Generator().manual_seed(4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# ---------------------------------------------------------------------------------------------- shapes
+def test_the_ring_is_a_circle_of_equals():
+    target = ring(k=5, radius=2.0, std=0.1)
+    torch.testing.assert_close(target.means.norm(dim=1), torch.full((5,), 2.0, dtype=torch.float64))
+    assert target.means.sum(0).abs().max() < 1e-12 and bool((target.weights == 0.2).all())
+    gaps = (target.means - target.means.roll(1, 0)).norm(dim=1)
+    torch.testing.assert_close(gaps, torch.full((5,), 4 * math.sin(math.pi / 5), dtype=torch.float64))
+
+
+def test_the_islands_are_apart_and_unequal():
+    target = two_islands(separation=6.0, std=0.5, weight=0.9)
+    assert target.means.tolist() == [[-3.0, 0.0], [3.0, 0.0]]
+    torch.testing.assert_close(target.weights, torch.tensor([0.9, 0.1], dtype=torch.float64))
+
+
+def test_the_checkerboard_fills_every_other_square():
+    target = checkerboard(cells=4, width=4.0)
+    column, row = ((target.means + 2) // 1).long().T
+    assert bool(((column + row) % 2 == 0).all())
+    squares, sizes = torch.stack([column, row], 1).unique(dim=0, return_counts=True)
+    assert len(squares) == 8 and bool((sizes == 16).all())
+
+
+def test_the_moons_are_each_others_mirror_image():
+    upper, lower = two_moons(k=10).means.split(10)
+    torch.testing.assert_close(upper, -lower)
+
+
+def test_the_spiral_is_even_along_its_length():
+    gaps = spiral(k=100).means.diff(dim=0).norm(dim=1)[20:]
+    assert gaps.max() / gaps.min() < 1.1
+
+
+# ---------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(("arguments", "message"), [
+    (([1.0, 2.0], 0.1), r"means: expected shape \(K, d\), got \(2,\)"),
+    (([[0.0, 0.0]], 0.0), r"stds: expected one or 1 positive standard deviations, got 0.0"),
+    (([[0.0], [1.0]], [0.1, -0.1]), r"stds: expected one or 2 positive standard deviations, got \[0.1, -0.1\]"),
+    (([[0.0], [1.0]], [0.1, 0.2, 0.3]), r"stds: expected one or 2 positive standard deviations, got \[0.1, 0.2, 0.3\]"),
+    (([[0.0], [1.0]], 0.1, [0.5, 0.6]), r"weights: expected 2 non-negative numbers that sum to 1, got \[0.5, 0.6\]"),
+    (([[0.0], [1.0]], 0.1, [1.5, -0.5]), "weights: expected 2 non-negative numbers that sum to 1"),
+    (([[0.0], [1.0]], 0.1, [1.0]), "weights: expected 2 non-negative numbers that sum to 1"),
+])
+def test_a_mixture_that_is_none_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(*arguments)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(3, 1), torch.zeros(3, 2, 1)], ids=lambda x: str(tuple(x.shape)))
+def test_points_of_another_dimension_are_refused(x):
+    for function in (MIXTURE.log_prob, lambda x: MIXTURE.denoiser(CosineVP())(x, 0.5)):
+        with pytest.raises(ValueError, match=r"x: expected shape \(B, 2\), got"):
+            function(x)
+
+
+@pytest.mark.parametrize("cond", [torch.tensor([0, 3]), torch.tensor([-2, 0]), torch.tensor([0]), torch.zeros(2, 1)],
+                         ids=["too large", "too small", "too few", "a column"])
+def test_labels_that_name_no_component_are_refused(cond):
+    with pytest.raises(ValueError, match=r"cond: expected 2 labels in -1..2, got shape"):
+        MIXTURE.denoiser(CosineVP())(torch.zeros(2, 2), 0.5, cond)
