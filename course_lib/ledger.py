@@ -60,7 +60,7 @@ def read(path: str | Path) -> list[Row]:
 def _row(path, line: int, entry: dict[str, str]) -> Row:
     types = {f.name: f.type for f in fields(Row)}
     try:
-        return Row(**{k: None if v == "" and None in getattr(types[k], "__args__", ()) else _cast(types[k])(v)
+        return Row(**{k: None if v == "" and type(None) in getattr(types[k], "__args__", ()) else _cast(types[k])(v)
                       for k, v in entry.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, line {line}: {error}") from error

@@ -78,6 +78,7 @@ def in_batches(D: Denoiser, labels: Tensor, ts: Tensor, step: Step, seed: int, b
 @measurement
 def baseline(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     """Where the course starts: the Fashion-MNIST teacher by DDIM and by ancestral sampling, at 30, 100 and 1000 steps."""
+    batch = min(samples, 500 if device.type == "cuda" else 50)
     D = recipes.load("fashion_teacher", device)
     classifier = recipes.load("fashion_classifier")
     reference = features(classifier.features, data.fashion_mnist("train")[0])
@@ -85,14 +86,12 @@ def baseline(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     floor = frechet(features(classifier.features, held_out[:samples]), reference)
     agreement_of_real = recipes.accuracy(classifier, *data.fashion_mnist("test"))
     labels = (torch.arange(samples) % 10).to(device)
-    for n, step in ((30, ddim), (30, ancestral), (100, ddim), (100, ancestral), (1000, ddim), (1000, ancestral)):
-        runs = [in_batches(D, labels, uniform(n, D.schedule), step, seed, min(samples, 500 if device.type == "cuda" else 50))
-                for seed in range(seeds)]
+    for n, step in ((30, ddim), (30, ancestral), (1000, ancestral), (100, ancestral), (100, ddim), (1000, ddim)):
+        runs = [in_batches(D, labels, uniform(n, D.schedule), step, seed, batch) for seed in range(seeds)]
         result, seconds = runs[0]
         common = {"method": step.__name__, "dataset": "fashion_mnist", "nfe": result.nfe, "depth": result.depth,
-                  "batch": min(samples, 500 if device.type == "cuda" else 50), "seconds": seconds,
-                  "device": device_name(device), "samples": samples, "seeds": seeds, "weights": "fashion_teacher",
-                  "status": status(samples, seeds)}
+                  "batch": batch, "seconds": seconds, "device": device_name(device),
+                  "samples": samples, "seeds": seeds, "weights": "fashion_teacher", "status": status(samples, seeds)}
         distances = [frechet(features(classifier.features, r.x), reference) for r, _ in runs]
         agreements = [recipes.accuracy(classifier, r.x, labels) for r, _ in runs]
         yield Row(metric="frechet", value=statistics.mean(distances), spread=spread(distances), floor=floor, **common)

@@ -29,7 +29,7 @@ def control(name: str, values: Sequence) -> ipywidgets.Widget:
     return kind(options=options, description=name, value=values[0], style={"description_width": "initial"})
 
 
-def flipbook(draw: Callable[..., Figure], play: bool = False, **choices: Sequence) -> ipywidgets.VBox:
+def flipbook(draw: Callable[..., Figure], *, play: bool = False, **choices: Sequence) -> ipywidgets.VBox:
     """A picture draw(**values) with one control for each named choice; pages are drawn when first seen, then kept.
 
     flipbook(lambda steps: ..., steps=[1, 2, 4]). With play=True a button runs through the last choice.

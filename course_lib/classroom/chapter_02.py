@@ -52,7 +52,7 @@ def chains(generator: torch.Generator) -> Iterator[tuple]:
 
 LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, chains, [
     Mistake("alpha of one step", lambda beta: ((1 - beta).sqrt(), beta.sqrt()),
-            "these are the signal and noise of step k alone; x_k has gone through all the steps 1, ..., k: is your alpha cumulative"),
+            "these are the signal and noise of step k alone, but x_k has gone through all the steps before it: is your alpha cumulative?"),
     Mistake("product of betas", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.cumprod(0).sqrt()),
             "sigma^2 is not the product of the betas: look again at the sum of two variances for T = 2"),
     Mistake("sum of betas", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.cumsum(0).sqrt()),
@@ -63,7 +63,8 @@ LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, c
             "your alpha is the square of the one asked for: each step multiplies x by a square root"),
     Mistake("one minus alpha", lambda beta: ((1 - beta).cumprod(0).sqrt(), (1 - (1 - beta).cumprod(0).sqrt()).sqrt()),
             "it is the squares that add up to one, alpha^2 + sigma^2 = 1"),
-], tips=["what does the factor in front of x_0 look like after three steps", "torch's `cumprod(0)` gives all running products at once"])
+], tips=["what does the factor in front of x_0 look like after three steps?",
+         "torch's `cumprod(0)` gives all running products at once"])
 
 
 # --- 2.2 -------------------------------------------------------------------------------------------------------------
@@ -100,7 +101,8 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
     Mistake("square of the slope", lambda c, t: (c.drift(t), slope(c.sigma, t) ** 2 - 2 * c.drift(t) * c.sigma(t) ** 2),
             "you squared the slope of sigma; the equation has the slope of sigma squared"),
     Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
-], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something", "slope takes any function of t, `lambda u: ...` too"])
+], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something",
+         "slope takes any function of t, `lambda u: ...` too"])
 
 
 # --- 2.3 -------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,8 @@ def one_step(generator: torch.Generator) -> Iterator[tuple]:
     for schedule in SCHEDULES:
         for shape in SHAPES:
             t = between(generator, 0.5, 0.95, shape[0])
-            yield Blob(schedule), normal(generator, *shape), t, t * between(generator, 0.2, 0.8, shape[0]), normal(generator, *shape)
+            s = t * between(generator, 0.2, 0.8, shape[0])
+            yield Blob(schedule), normal(generator, *shape), t, s, normal(generator, *shape)
 
 
 def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -131,16 +134,17 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
     Mistake("sign of the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=-1),
             "you walk down the score, away from the data: the score points to where the density grows"),
     Mistake("half the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0.5),
-            "your step goes half as far along the score as Bayes' rule asks; the half belongs to an equation without noise (chapter 3)"),
+            "your step goes half as far along the score as Bayes' rule asks; the half belongs to an equation without noise, chapter 3"),
     Mistake("no score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0),
-            "you ran the drift back, but drift alone does not undo noise: where is the score"),
+            "you ran the drift back, but drift alone does not undo noise: where is the score?"),
     Mistake("variance for standard deviation", lambda D, x, t, s, z: _signed(
         x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2] * parts[0]),
             "your noise is multiplied by its variance; z needs the standard deviation"),
-    Mistake("noise times h", lambda D, x, t, s, z: _signed(x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
+    Mistake("noise times h", lambda D, x, t, s, z: _signed(
+        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
             "noise grows like the square root of h: n steps of h must add up to the variance of one step of n h"),
     Mistake("noise twice", lambda D, x, t, s, z: _signed(x, z * torch.randn_like(z), *_reverse(D, x, t, s)),
-            "you draw noise again on top of the z that was handed in: the variance stays right, the tails grow heavy; look at the kurtosis"),
+            "you draw noise again and multiply it with z: the variance stays right, the tails grow heavy; look at the kurtosis"),
     Mistake("own noise", lambda D, x, t, s, z: _signed(x, torch.randn_like(z), *_reverse(D, x, t, s)),
             "you drew noise of your own; use the z that was handed in"),
     Mistake("no noise", lambda D, x, t, s, z: _signed(x, 0 * z, *_reverse(D, x, t, s)),
@@ -185,8 +189,8 @@ DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
             "the last state is at ts[-1], but you denoise it as if it were one time earlier in the grid"),
     Mistake("loop index", _driven(lambda ts: [(torch.tensor(float(i)), torch.tensor(i + 1.0), i) for i in range(len(ts) - 1)]),
             "you pass the loop index as time; the times are the entries of ts"),
-    Mistake("fraction of the loop", _driven(lambda ts: [(1 - i / (len(ts) - 1), 1 - (i + 1) / (len(ts) - 1), i) for i in range(len(ts) - 1)]),
-            "you make times out of the loop index, which is right only for a uniform grid from 1 to 0; the times are the entries of ts"),
+    Mistake("fraction of the loop", _driven(lambda ts: [(1 - i / n, 1 - (i + 1) / n, i) for n in (len(ts) - 1,) for i in range(n)]),
+            "you make times out of the loop index, as if the grid ran evenly from 1 to 0; the times are the entries of ts"),
     Mistake("starting late", _driven(lambda ts: [(ts[i + 1], ts[i + 2], i) for i in range(len(ts) - 2)]),
             "x is given at time ts[0], but your first step starts from ts[1]: print the pairs (t, s)"),
     Mistake("stopping early", _driven(lambda ts: _in_order(ts)[:-1]),
@@ -264,7 +268,7 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
     Mistake("variance for standard deviation", _posterior(std=lambda tilde, beta: tilde),
             "you multiply z by the variance beta-tilde; it needs the standard deviation"),
     Mistake("beta for VP only", _posterior(beta=lambda at, st, as_, ss: 1 - (at / as_) ** 2),
-            "1 - a^2 is beta for variance-preserving schedules only; the new noise of any schedule is what is missing to sigma(t)^2"),
+            "1 - a^2 is beta for variance-preserving schedules only; the new noise is always what is missing to sigma(t)^2"),
     Mistake("cumulative alpha", _posterior(a=lambda at, st, as_, ss: at),
             "alpha(t) leads from x_0 to x_t; the step from x_s to x_t needs the ratio of two alphas"),
     Mistake("ratio upside down", _posterior(a=lambda at, st, as_, ss: as_ / at),
@@ -278,7 +282,8 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
     Mistake("swapped s and t", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, s: D(x, t)), x, s, t, z),
             "s and t are swapped in your levels: s is the earlier time, with less noise"),
     Mistake("score for x0", _score_for_x0, "the formula wants x0_hat, the output of D itself, where you put the score"),
-], tips=["levels(D, x, t) gives alpha(t) and sigma(t), ready to multiply x", "test it on paper: for s = 0 the step must return x0_hat"])
+], tips=["levels(D, x, t) gives alpha(t) and sigma(t), ready to multiply x",
+         "test it on paper: for s = 0 the step must return x0_hat"])
 
 
 # --- 2.6 -------------------------------------------------------------------------------------------------------------
@@ -313,7 +318,8 @@ FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
             "with lambda = 0 your step has no score left, yet the ODE needs half of it"),
     Mistake("sign of dt", lambda D, x, t, s, z, lam: 2 * x - _family(D, x, t, s, -z, (1 + lam**2) / 2, lam),
             "your drift moves forward in time: the step goes from t down to s"),
-], tips=["for lambda = 1 it is exercise 2.3: change two places of that step", "what does the score's factor become for lambda = 0 and for lambda = 1"])
+], tips=["for lambda = 1 it is exercise 2.3: change two places of that step",
+         "what does the score's factor become for lambda = 0, and for lambda = 1?"])
 
 
 EXERCISES = [LEVELS, SDE, REVERSE, DRIVER, ANCESTRAL, FAMILY]
@@ -321,17 +327,17 @@ EXERCISES = [LEVELS, SDE, REVERSE, DRIVER, ANCESTRAL, FAMILY]
 PREDICTIONS = [
     Prediction("2.1", "b", {
         "a": "The schedule says so, but a step of finite size does not follow it where the drift is infinite.",
-        "b": "In the last step f h is -1 and g^2 h is 2: all that was there is wiped out, and noise of variance 2 is put in its place.",
-        "c": "Infinite rates do not give infinite values as long as nobody evaluates them at t = 1: the last step starts from 1 - h.",
+        "b": "In the last step f h is -1 and g^2 h is 2: all that was there is wiped out, and noise of variance 2 takes its place.",
+        "c": "Nobody evaluates the infinite rates: the last step starts from 1 - h, where they are large and finite.",
     }),
     Prediction("2.2", "b", {
-        "a": "A distance looks like a fair judge, but this one spends nearly all its attention on how many samples fell on each spot.",
+        "a": "The loss is there, but a distance shows it only where it stands out of the floor.",
         "b": "How many samples fall on each spot is a lottery for exact samples too, and that lottery is most of the floor.",
-        "c": "Sampling error shrinks only like the square root of n: ten times smaller distances would need a hundred times the samples.",
+        "c": "1000 steps do leave an error, but it is far smaller than the difference between two sets of exact samples.",
     }),
     Prediction("2.3", "c", {
         "a": "Noise is added at every step, but its amount is chosen to suit the step, not piled on top of what is there.",
-        "b": "q(x_s | x_t, x_0) is exact, but we do not know x_0: putting its mean in place of x_0 drops the spread that x_0 still has.",
+        "b": "q(x_s | x_t, x_0) is exact, but x_0 is not known: its mean in place of x_0 drops the spread that x_0 still has.",
         "c": "Each step takes the guess x0_hat for the truth, and so forgets how uncertain it is.",
     }),
 ]

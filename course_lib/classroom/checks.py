@@ -66,6 +66,16 @@ class Exercise:
     atol: float = 1e-5
     seconds: float = 20
 
+    @functools.cached_property
+    def _drawn(self) -> "list[tuple[int, tuple]]":
+        """All cases as (seed, arguments)."""
+        return _draw(self)
+
+    @functools.cached_property
+    def _known(self) -> "dict[Callable, list[Outcome]]":
+        """What the course's own functions gave on the cases: they are run once, however often a learner tries."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -111,18 +121,17 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
         return Verdict("wrong", f"exercise() needs your function, it got {_kind(function)}")
     if _MARK in getattr(function, "__dict__", {}) or function is task.reference:
         return Verdict("again", "that is the course's own function; run your own cell again, then this one")
-    cases = _draw(task)
+    cases = task._drawn
     try:
-        yours = _limited(lambda: [_attempt(task, function, seed, case) for seed, case in cases], task.seconds)
+        yours = _limited(lambda: _outcomes(task, function), task.seconds)
     except TimeUp:
         return Verdict("wrong", f"stopped after {task.seconds:g} seconds: is there a loop that never ends, or one "
                                 "over elements that a tensor operation could replace?")
     if any(isinstance(outcome.error, NotImplementedError) for outcome in yours):
         return Verdict("untried")
-    expected = [_attempt(task, task.reference, seed, case) for seed, case in cases]
+    expected = _remembered(task, task.reference)
     for mistake in task.mistakes:
-        known = [_attempt(task, mistake.wrong, seed, case) for seed, case in cases]
-        if _explains(task, known, yours, expected):
+        if _explains(task, _remembered(task, mistake.wrong), yours, expected):
             return Verdict("wrong", mistake.hint.rstrip(". ") + _gap(task, yours, expected), mistake)
     return _compared(task, cases, yours, expected)
 
@@ -153,6 +162,16 @@ def _draw(task: Exercise) -> list[tuple[int, tuple]]:
         with _isolated(seed):
             drawn += [(seed, case) for case in task.cases(torch.Generator().manual_seed(seed))]
     return drawn
+
+
+def _outcomes(task: Exercise, function: Callable) -> list[Outcome]:
+    return [_attempt(task, function, seed, case) for seed, case in task._drawn]
+
+
+def _remembered(task: Exercise, function: Callable) -> list[Outcome]:
+    if function not in task._known:
+        task._known[function] = _outcomes(task, function)
+    return task._known[function]
 
 
 def _attempt(task: Exercise, function: Callable, seed: int, case: tuple) -> Outcome:

@@ -79,7 +79,7 @@ def contents(root: Path) -> list[dict]:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of a check: the exercise id (or the name of another cell that failed), "✓", "✗" or "·", and why."""
+    """One line of a check: the exercise id (or "cell" for another one that failed), "✓", "✗" or "·", and why."""
 
     name: str
     state: str
@@ -102,7 +102,8 @@ def check(root: Path, number: int) -> list[Result]:
     failed = run_nbval(root, pristine, path.name)
     results = [_result(id, pristine, failed, lost) for id in notebooks.by_role(pristine, "exercise")]
     answers = {cell.id for role in ("exercise", "check") for cell in notebooks.by_role(pristine, role).values()}
-    return results + [Result(f"cell {id}", WRONG, _last_line(why)) for id, why in failed.items() if id not in answers]
+    others = [cell for cell in pristine.cells if cell.id in failed and cell.id not in answers]
+    return results + [_other_result(cell, failed[cell.id]) for cell in others]
 
 
 def run_nbval(root: Path, notebook: NotebookNode, name: str) -> dict[str, str]:
@@ -142,6 +143,11 @@ def _result(id: str, pristine: NotebookNode, failed: dict[str, str], lost: list[
     return Result(id, WRONG if said[1] == "✗" else UNTRIED, said[2])
 
 
+def _other_result(cell: NotebookNode, why: str) -> Result:
+    """A cell of the chapter itself that failed: most often it met an answer that does not fit."""
+    return Result("cell", WRONG, f"`{cell.source.splitlines()[0]}` failed: {_last_line(why)}")
+
+
 def _last_line(text: str) -> str:
     """The last line that says something: in a traceback, the error."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
@@ -160,7 +166,8 @@ def lab(root: Path, port: int | None = None, browser: bool = True) -> int:
     Without a display, or with browser=False, it prints the address and opens nothing.
     """
     hand_out(root)
-    command = [sys.executable, "-m", "jupyterlab", f"my/{START}"]
+    # By its default address, not as a file argument: only then does the printed address lead to the notebook as well.
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", f"--LabApp.default_url=/lab/tree/my/{START}"]
     command += [f"--port={port}"] if port else []
     command += [] if browser and _has_browser() else ["--no-browser"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -173,8 +180,12 @@ def lab(root: Path, port: int | None = None, browser: bool = True) -> int:
 
 
 def _quiet_lab(root: Path, folder: Path) -> dict[str, str]:
-    """An environment in which JupyterLab does not ask about news; the user's own settings are not touched."""
-    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    """An environment in which JupyterLab asks no news and draws whole notebooks; the user's own settings stay as they are.
+
+    Drawing only what is on the screen, its default, makes a page of figures jump under the reader.
+    """
+    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
+                "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
     text = json.dumps(settings).encode("utf-8")
     files.atomic_write(folder / "labconfig" / "default_setting_overrides.json", lambda file: file.write(text))
     paths = [str(folder), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]

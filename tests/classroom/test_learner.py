@@ -65,9 +65,10 @@ def test_right_answers_pass_the_check(course, capsys):
 def test_each_exercise_gets_its_own_line(course, capsys):
     save(course, answering(one="def my_line(x, slope):\n    return x", two=RIGHT["97.2"].replace("my_shift", "shift")))
     assert cli.main(["check", "97"], course) == 1
-    one, two = capsys.readouterr().out.splitlines()
+    one, two, other = capsys.readouterr().out.splitlines()
     assert one.startswith("97.1  ✗ the slope is not used (largest difference") and one.endswith(").")
     assert "97.2  ✗ its check failed: NameError: name 'my_shift' is not defined" in two
+    assert other == "cell  ✗ `my_shift(torch.zeros(2), 1)` failed: NameError: name 'my_shift' is not defined"
 
 
 def test_saved_failures_deleted_checks_and_forged_successes_count_for_nothing(course):
@@ -207,7 +208,7 @@ def test_lab_serves_quietly_from_the_root(course, monkeypatch):
     monkeypatch.setattr(learner.subprocess, "Popen", Server)
     assert cli.main(["lab", "--port", "9999", "--no-browser"], course) == 0
     assert started["cwd"] == course and mine(course).exists()
-    assert {"my/00_start_here.ipynb", "--port=9999", "--no-browser"} <= set(started["command"])
+    assert {"--LabApp.default_url=/lab/tree/my/00_start_here.ipynb", "--port=9999", "--no-browser"} <= set(started["command"])
     assert started["settings"]["@jupyterlab/apputils-extension:notification"] == {"fetchNews": "false"}
 
 

@@ -1,0 +1,351 @@
+"""Chapter 1, score matching: its exercises with their known mistakes, and its predictions."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from ..denoiser import per_row, tweedie
+from ..schedules import VE, CosineVP, Flow, LinearVP, Schedule
+from ..score_matching import denoising_score_loss, sliced_loss
+from ..targets import GaussianMixture
+from .checks import Exercise, Mistake
+from .predictions import Prediction
+
+
+def gradient(log_prob, x: Tensor) -> Tensor:
+    """grad log p at every row of x (B, d), by automatic differentiation of log_prob: (B, d) -> (B,)."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(log_prob(x).sum(), x)[0]
+
+
+# ---------------------------------------------------------------------------------------------- 1.1 one Gaussian
+def gaussian_score(x: Tensor, m: Tensor, tau: Tensor) -> Tensor:
+    """Score (B, ...) of N(m, tau^2 I) at x (B, ...), with m like one row of x and one tau (B,) a row."""
+    return (m - x) / per_row(tau, x) ** 2
+
+
+def gaussian_cases(generator: torch.Generator) -> Iterable[tuple]:
+    for shape in ((1, 2), (2, 2), (5, 2), (1, 1, 8, 8), (8, 1, 8, 8)):
+        x, m = (torch.randn(size, generator=generator) for size in (shape, shape[1:]))
+        yield x, m, 0.3 + torch.rand(shape[0], generator=generator)
+
+
+GAUSSIAN = Exercise(
+    id="1.1", title="The score of one Gaussian", reference=gaussian_score, cases=gaussian_cases,
+    mistakes=[
+        Mistake("points away from the mean", lambda x, m, tau: (x - m) / per_row(tau, x) ** 2,
+                "your arrows point away from the mean: a score points to where the density rises; try x = 1 under N(0, 1)"),
+        Mistake("standard deviation for variance", lambda x, m, tau: (m - x) / per_row(tau, x),
+                "you divide by the standard deviation; look again at which power of tau stands in the exponent of the density"),
+        Mistake("one tau a row meets the last axis", lambda x, m, tau: (m - x) / tau**2,
+                "tau of shape (B,) is broadcast along the last axis of x instead of its rows, which goes unnoticed at B = 1"),
+        Mistake("score of a unit Gaussian", lambda x, m, tau: m - x,
+                "tau does not enter: that is right for standard deviation 1 only"),
+    ],
+    tips=["Differentiate -|x - m|^2/(2 tau^2) with respect to one coordinate of x",
+          "per_row(tau, x) has a shape that multiplies or divides x row by row"],
+)
+
+
+# ---------------------------------------------------------------------------------------------- 1.2 mixtures
+def mixture_score(x: Tensor, means: Tensor, tau: Tensor, weights: Tensor) -> Tensor:
+    """Score (B, d) at x (B, d) of the mixture with means (K, d), standard deviations tau (K,), weights (K,)."""
+    return gradient(GaussianMixture(means, tau, weights).log_prob, x)
+
+
+def mixture_cases(generator: torch.Generator) -> Iterable[tuple]:
+    for B, K, d, spread in ((1, 2, 2, 1.0), (6, 3, 2, 1.0), (4, 5, 3, 1.0), (5, 2, 2, 60.0)):
+        means = 2 * torch.randn(K, d, generator=generator)
+        tau = 0.3 + torch.rand(K, generator=generator)
+        weights = torch.rand(K, generator=generator).add(0.2)
+        direction = nn.functional.normalize(torch.randn(B, d, generator=generator))
+        yield spread * 2 * direction, means, tau, weights / weights.sum()
+
+
+def pulled(x: Tensor, means: Tensor, tau: Tensor, r: Tensor) -> Tensor:
+    """The average of the components' scores with the shares r (B, K)."""
+    return (r[..., None] * (means - x[:, None]) / tau[:, None] ** 2).sum(1)
+
+
+def log_shares(x: Tensor, means: Tensor, tau: Tensor, weights: Tensor) -> Tensor:
+    """log(weights N(x; means, tau^2)) up to a constant: (B, K)."""
+    squared = (x[:, None] - means).square().sum(-1)
+    return weights.log() - x.shape[1] * tau.log() - squared / (2 * tau**2)
+
+
+def in_linear_space(x, means, tau, weights):
+    joint = log_shares(x, means, tau, weights).exp()
+    return pulled(x, means, tau, joint / joint.sum(1, keepdim=True))
+
+
+def by_the_prior(x, means, tau, weights):
+    return pulled(x, means, tau, weights.expand(len(x), -1))
+
+
+def without_weights(x, means, tau, weights):
+    return pulled(x, means, tau, log_shares(x, means, tau, torch.ones_like(weights)).softmax(1))
+
+
+def without_normaliser(x, means, tau, weights):
+    log_r = log_shares(x, means, tau, weights) + x.shape[1] * tau.log()
+    return pulled(x, means, tau, log_r.softmax(1))
+
+
+def normaliser_of_one_dimension(x, means, tau, weights):
+    log_r = log_shares(x, means, tau, weights) + (x.shape[1] - 1) * tau.log()
+    return pulled(x, means, tau, log_r.softmax(1))
+
+
+def exponent_with_tau(x, means, tau, weights):
+    squared = (x[:, None] - means).square().sum(-1)
+    log_r = weights.log() - x.shape[1] * tau.log() - squared / (2 * tau)
+    return pulled(x, means, tau, log_r.softmax(1))
+
+
+def softmax_over_points(x, means, tau, weights):
+    return pulled(x, means, tau, log_shares(x, means, tau, weights).softmax(0))
+
+
+MIXTURE = Exercise(
+    id="1.2", title="The score of a mixture", reference=mixture_score, cases=mixture_cases,
+    mistakes=[
+        Mistake("densities in linear space", in_linear_space,
+                "right near the data, NaN far from it: every density underflows to 0 and you divide 0 by 0; stay with logarithms"),
+        Mistake("prior weights for responsibilities", by_the_prior,
+                "you average with the weights that the components have before x is seen; x tells which of them it came from"),
+        Mistake("weights forgotten", without_weights,
+                "your responsibilities treat all components as equally frequent: where did the weights go?"),
+        Mistake("normaliser forgotten", without_normaliser,
+                "components of different width are not compared fairly: the density of a wide Gaussian is also lower at its peak"),
+        Mistake("normaliser of one dimension", normaliser_of_one_dimension,
+                "your normaliser is that of one dimension; in d dimensions a Gaussian has a factor 1/tau for each of them"),
+        Mistake("standard deviation in the exponent", exponent_with_tau,
+                "the exponent of the density holds the variance, yours holds the standard deviation"),
+        Mistake("softmax over the points", softmax_over_points,
+                "your shares sum to 1 over the points of the batch; they must sum to 1 over the components of each point"),
+    ],
+    tips=["r is a softmax: write down the logarithm of w_k N(x; m_k, tau_k^2), leaving out what all components share",
+          "In d dimensions the density of a Gaussian carries the factor tau^(-d), so its logarithm has the term -d log(tau)"],
+)
+
+
+# ---------------------------------------------------------------------------------------------- 1.3 sliced loss
+def small_network(d: int, generator: torch.Generator) -> nn.Module:
+    """A score function (B, d) -> (B, d) of random weights drawn from the generator."""
+    network = nn.Sequential(nn.Linear(d, 8), nn.Tanh(), nn.Linear(8, d))
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def sliced_cases(generator: torch.Generator) -> Iterable[tuple]:
+    for B, d in ((1, 2), (7, 2), (16, 3)):
+        yield small_network(d, generator), torch.randn(B, d, generator=generator), torch.randn(B, d, generator=generator)
+
+
+def loss_with_gradient(function, network: nn.Module, *arguments):
+    """The loss, and its gradient with respect to the first weights: a loss that cannot be trained is not right."""
+    loss = function(network, *arguments)
+    if not isinstance(loss, Tensor):
+        return loss
+    return loss, torch.autograd.grad(loss.sum(), network[0].weight)[0]
+
+
+def sliced(s, x, left, right, square=0.5, slope=1.0, **graph):
+    """square |s|^2 + slope left' (ds/dx) right, averaged over the batch, to build wrong losses from."""
+    x = x.detach().requires_grad_()
+    s_x = s(x)
+    derivative = torch.autograd.grad((s_x * left).sum(), x, **(graph or {"create_graph": True}))[0]
+    return (square * s_x.square().sum(1) + slope * (derivative * right).sum(1)).mean()
+
+
+def unit(v: Tensor) -> Tensor:
+    return v / v.norm(dim=1, keepdim=True)
+
+
+SLICED = Exercise(
+    id="1.3", title="The sliced loss", reference=sliced_loss, cases=sliced_cases, call=loss_with_gradient,
+    mistakes=[
+        Mistake("second v forgotten", lambda s, x, v: sliced(s, x, v, torch.ones_like(v)),
+                "your slope is summed over all directions; project it on v a second time: the term is v' J v, not v' J 1"),
+        Mistake("first v forgotten", lambda s, x, v: sliced(s, x, torch.ones_like(v), v),
+                "you differentiate the sum of the components of s; the term is v' J v, so differentiate s projected on v"),
+        Mistake("no v at all", lambda s, x, v: sliced(s, x, torch.ones_like(v), torch.ones_like(v)),
+                "v does not enter at all: the sum of all entries of the Jacobian is not its trace"),
+        Mistake("probes of length one", lambda s, x, v: sliced(s, x, unit(v), unit(v)),
+                "you normalised v to length 1, so E[v v'] is I/d and not I: the divergence comes out d times too small"),
+        Mistake("half forgotten", lambda s, x, v: sliced(s, x, v, v, square=1.0),
+                "the square of s lacks its 1/2, which the derivation needs: the minimiser would be half the score"),
+        Mistake("half on both terms", lambda s, x, v: sliced(s, x, v, v, slope=0.5),
+                "the 1/2 belongs to the square only: integration by parts leaves none on the slope"),
+        Mistake("mean over the coordinates", lambda s, x, v: sliced(s, x, v, v) / x.shape[1],
+                "you average over the coordinates too; sum over the d coordinates, average over the batch only"),
+        Mistake("slope not differentiable", lambda s, x, v: sliced(s, x, v, v, retain_graph=True),
+                "the value is right, but the slope term has no gradient, so training would only shrink s; "
+                "ask autograd to build the graph of the derivative too"),
+    ],
+    tips=["torch.autograd.grad((s_x * v).sum(), x, create_graph=True)[0] has the shape of x and holds v' J for every row",
+          "The two terms of a row are s_x.square().sum(1) / 2 and (slope * v).sum(1)"],
+)
+
+
+# ---------------------------------------------------------------------------------------------- 1.4 denoising loss
+def denoising_cases(generator: torch.Generator) -> Iterable[tuple]:
+    for B, d, sigma in ((1, 2, 0.3), (6, 2, 0.5), (9, 3, 1.7)):
+        x0, eps = (torch.randn(B, d, generator=generator) for _ in range(2))
+        yield small_network(d, generator), x0, sigma, eps
+
+
+def half_square(residual: Tensor) -> Tensor:
+    return residual.square().sum(1).mean() / 2
+
+
+DENOISING = Exercise(
+    id="1.4", title="The denoising loss", reference=denoising_score_loss, cases=denoising_cases, call=loss_with_gradient,
+    mistakes=[
+        Mistake("variance for standard deviation", lambda s, x0, sigma, eps: half_square(s(x0 + sigma**2 * eps) + eps / sigma),
+                "you multiply the noise by the variance; check what Var(x_t) of your noisy points is"),
+        Mistake("sign of the target", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) - eps / sigma),
+                "the sign of your target: the score points back to the data, against the noise"),
+        Mistake("target not divided by sigma", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + eps),
+                "your target does not know sigma: that regresses the noise, whose mean is -sigma times the score"),
+        Mistake("target divided by the variance", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + eps / sigma**2),
+                "your target divides once too often: x_t - x_0 is sigma eps already, so one sigma of sigma^2 cancels"),
+        Mistake("noise drawn twice", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * torch.randn_like(x0)) + eps / sigma),
+                "you drew new noise: target and input must share one eps, or the target says nothing about the input"),
+        Mistake("clean points scored", lambda s, x0, sigma, eps: half_square(s(x0) + eps / sigma),
+                "you evaluate the score function at the clean points; at those the noise in the target is pure chance"),
+        Mistake("half forgotten", lambda s, x0, sigma, eps: 2 * half_square(s(x0 + sigma * eps) + eps / sigma),
+                "twice the expected value: the course's losses all carry the factor 1/2, so that they can be compared"),
+        Mistake("mean over the coordinates",
+                lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + eps / sigma) / x0.shape[1],
+                "you average over the coordinates too; sum over the d coordinates, average over the batch only"),
+    ],
+    tips=["First x_t, then the residual: the score function at x_t minus its target",
+          "The target is the score of the Gaussian bell around x_0, evaluated at x_t"],
+)
+
+
+# ---------------------------------------------------------------------------------------------- 1.5 Tweedie
+def tweedie_cases(generator: torch.Generator) -> Iterable[tuple]:
+    schedules = (LinearVP(), CosineVP(), VE(10.0), Flow())
+    shapes = ((1, 2), (2, 2), (5, 2), (1, 1, 8, 8), (8, 1, 8, 8))
+    for i, shape in enumerate((*shapes, (3, 2))):
+        score_value, x = (torch.randn(shape, generator=generator) for _ in range(2))
+        t = 0.2 + 0.6 * torch.rand(shape[:1] if i < len(shapes) else (), generator=generator)
+        for schedule in schedules:
+            yield score_value, x, schedule, t
+
+
+def shaped_levels(x: Tensor, schedule: Schedule, t) -> tuple[Tensor, Tensor]:
+    return per_row(schedule.alpha(t), x), per_row(schedule.sigma(t), x)
+
+
+def tweedie_with(formula):
+    """A function of Tweedie's signature from formula(score_value, x, alpha, sigma)."""
+    return lambda score_value, x, schedule, t: formula(score_value, x, *shaped_levels(x, schedule, t))
+
+
+TWEEDIE = Exercise(
+    id="1.5", title="From a score to a denoiser", reference=tweedie, cases=tweedie_cases,
+    mistakes=[
+        Mistake("standard deviation for variance", tweedie_with(lambda s, x, a, b: (x + b * s) / a),
+                "the score is multiplied by sigma where its square is due: a score has the unit of 1/x"),
+        Mistake("sign of the score", tweedie_with(lambda s, x, a, b: (x - b**2 * s) / a),
+                "you walk against the score; denoising goes to where the density rises"),
+        Mistake("alpha forgotten", tweedie_with(lambda s, x, a, b: x + b**2 * s),
+                "that is the mean of alpha x_0: right for VE, where alpha is 1, wrong for every other schedule"),
+        Mistake("alpha on x alone", tweedie_with(lambda s, x, a, b: x / a + b**2 * s),
+                "the division by alpha holds for both terms: solve the equation for x_0 once more"),
+        Mistake("times alpha", tweedie_with(lambda s, x, a, b: (x + b**2 * s) * a),
+                "you multiply by alpha; x_t was made by shrinking x_0 by alpha, and this undoes it"),
+        Mistake("one level a row meets the last axis",
+                lambda s, x, schedule, t: (x + schedule.sigma(t) ** 2 * s) / schedule.alpha(t),
+                "alpha and sigma of shape (B,) are broadcast along the last axis of x, which goes unnoticed at B = 1"),
+    ],
+    tips=["Solve score = (alpha x0_hat - x_t)/sigma^2 for x0_hat",
+          "schedule.alpha(t) has the shape of t; per_row(schedule.alpha(t), x) fits x"],
+)
+
+
+# ---------------------------------------------------------------------------------------------- 1.6 closing task
+def tilted_score(x: Tensor, t: Tensor, m: Tensor, C: Tensor, schedule: Schedule) -> Tensor:
+    """Score (B, d) of x_t at time t () where x_0 is N(m, C), with m (d,) and a full covariance C (d, d)."""
+    alpha, sigma = (level.to(x) for level in (schedule.alpha(t), schedule.sigma(t)))
+    covariance = alpha**2 * C + sigma**2 * torch.eye(len(m))
+    return gradient(MultivariateNormal(alpha * m, covariance).log_prob, x)
+
+
+def tilted_cases(generator: torch.Generator) -> Iterable[tuple]:
+    for schedule in (LinearVP(), CosineVP(), VE(5.0), Flow()):
+        for B, d in ((1, 2), (6, 2), (5, 4)):
+            A = torch.randn(d, d, generator=generator)
+            t = 0.2 + 0.5 * torch.rand((), generator=generator)
+            yield (torch.randn(B, d, generator=generator), t, torch.randn(d, generator=generator),
+                   A @ A.T / d + 0.2 * torch.eye(d), schedule)
+
+
+def solved_with(covariance, centre=lambda alpha, m: alpha * m):
+    """A function of the closing task's signature from covariance(alpha, sigma, C, I) and centre(alpha, m)."""
+
+    def wrong(x, t, m, C, schedule):
+        alpha, sigma = schedule.alpha(t).to(x), schedule.sigma(t).to(x)
+        return torch.linalg.solve(covariance(alpha, sigma, C, torch.eye(len(m))), (centre(alpha, m) - x).T).T
+
+    return wrong
+
+
+def noisy_covariance(alpha, sigma, C, eye):
+    return alpha**2 * C + sigma**2 * eye
+
+
+def entry_by_entry(x, t, m, C, schedule):
+    alpha, sigma = schedule.alpha(t).to(x), schedule.sigma(t).to(x)
+    return (alpha * m - x) / noisy_covariance(alpha, sigma, C, torch.eye(len(m))).diagonal()
+
+
+TILTED = Exercise(
+    id="1.6", title="A tilted Gaussian under any schedule", reference=tilted_score, cases=tilted_cases, rtol=1e-3, atol=1e-4,
+    mistakes=[
+        Mistake("noise forgotten", solved_with(lambda a, b, C, eye: C, lambda alpha, m: m),
+                "that is the score of the clean data; what is asked for is the score of x_t, data plus noise"),
+        Mistake("mean not scaled", solved_with(noisy_covariance, lambda alpha, m: m),
+                "your density is centred at m; where is the mean of x_t = alpha x_0 + sigma eps?"),
+        Mistake("covariance scaled by alpha", solved_with(lambda a, b, C, eye: a * C + b**2 * eye),
+                "the covariance of alpha x_0 is not alpha C: variances scale with the square"),
+        Mistake("standard deviation for variance", solved_with(lambda a, b, C, eye: a**2 * C + b * eye),
+                "to the covariance you added the standard deviation of the noise; covariances of independent parts add"),
+        Mistake("noise on every entry", solved_with(lambda a, b, C, eye: a**2 * C + b**2),
+                "you added the noise's variance to every entry of C; independent coordinates have no covariance"),
+        Mistake("coordinates taken one by one", entry_by_entry,
+                "you divide each coordinate by its own variance; the coordinates are correlated, so the inverse matrix is due"),
+        Mistake("points away from the mean", lambda *case: -solved_with(noisy_covariance)(*case),
+                "your arrows point away from the mean; compare with exercise 1.1"),
+    ],
+    tips=["A linear map of Gaussians is Gaussian: write down mean and covariance of x_t = alpha x_0 + sigma eps first",
+          "The exponent is -(x - a)' S^-1 (x - a)/2; torch.linalg.solve(S, y.T).T applies S^-1 to every row of y"],
+)
+
+EXERCISES = [GAUSSIAN, MIXTURE, SLICED, DENOISING, TWEEDIE, TILTED]
+
+PREDICTIONS = [
+    Prediction("1.1", answer="c", because={
+        "a": "The score is not a vector to the nearest mode: that holds for a single Gaussian, where it is the distance over the "
+             "variance.",
+        "b": "A low density does not make a long arrow: the score is the gradient of the log-density, and a gradient says how the "
+             "density changes, not how low it is.",
+        "c": "Both modes pull equally hard in opposite directions. The place is a saddle: a little to the side the pull is strong.",
+    }),
+    Prediction("1.2", answer="b", because={
+        "a": "A larger network would stop at the same value: the exact score itself has this loss.",
+        "b": "What remains is the variance of the random target around its mean, and the mean is the score.",
+        "c": "Random it is, but regression finds the mean of the target at every point, and that mean is the score.",
+    }),
+    Prediction("1.3", answer="b", because={
+        "a": "A steep place is not a hard one where data are plentiful: the loss averages over the data and spends its effort there.",
+        "b": "The loss never asks about a place that no noisy point visits, so whatever stands there is a guess by smoothness.",
+        "c": "Smoothness helps between neighbours; it can't tell how suddenly the exact score turns over in the empty strait.",
+    }),
+]

@@ -1,0 +1,116 @@
+"""Chapter 00 in a real browser, as a learner meets it: `course lab`, Run All, move the slider, look at the picture."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+START = "00_start_here.ipynb"
+
+
+@pytest.fixture
+def course(root, tmp_path):
+    """A learner's folder: the shipped notebooks, the shipped data, no my/ yet."""
+    folder = tmp_path / "course"
+    (folder / "notebooks").mkdir(parents=True)
+    for path in (root / "notebooks").glob("*.ipynb"):
+        shutil.copy(path, folder / "notebooks")
+    (folder / "data").symlink_to(root / "data")
+    return folder
+
+
+@pytest.fixture
+def address(course, root):
+    """`course lab` without a screen: serves until the test ends; the address that it prints."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = f"from pathlib import Path; from course_lib.classroom import learner; learner.lab(Path({str(course)!r}), {port})"
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment.pop("DISPLAY", None)
+    log = course / "lab.log"
+    with open(log, "wb") as file:
+        server = subprocess.Popen([sys.executable, "-c", start], env=environment, stdout=file, stderr=file,
+                                  start_new_session=True)
+    try:
+        yield _printed_address(log, server)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+def _printed_address(log: Path, server: subprocess.Popen) -> str:
+    for _ in range(240):
+        found = re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab/tree/my/\S*token=\w+", log.read_text())
+        if found:
+            return found[0]
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.5)
+    raise AssertionError(f"JupyterLab printed no address in two minutes:\n{log.read_text()}")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_chapter_00_runs_from_top_to_bottom_and_its_slider_changes_the_picture(address, course, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    outside, errors = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.on("request", lambda r: None if _is_local(r.url) else outside.append(r.url))
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.get_by_role("heading", name="Start here").first.wait_for(timeout=60_000)
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        cells = _wait_until_run(page, course / "my" / START)
+
+        slider = page.locator(".widget-slider .noUi-handle")
+        slider.scroll_into_view_if_needed()
+        picture = page.locator(".jupyter-widgets img, img.widget-image").first
+        before = picture.get_attribute("src")
+        slider.focus()
+        for _ in range(4):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function("([image, before]) => image.src !== before", arg=[picture.element_handle(), before])
+        page.wait_for_timeout(500)
+        page.screenshot(path=tmp_path / "slider.png")
+        browser.close()
+
+    said = "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
+    failures = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    assert not failures
+    assert "0.1 … not yet tried. The chapter goes on with the course's own." in said
+    assert "network evaluations, one after the other" in said
+    assert not outside, f"the page asked for {outside}"
+    assert not errors, f"the console shows {errors}"
+
+
+def _is_local(url: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme in ("data", "blob", "about") or parts.hostname in ("localhost", "127.0.0.1")
+
+
+def _wait_until_run(page, path: Path, seconds: int = 400) -> list[dict]:
+    """Save again and again until every code cell has run; the cells as saved."""
+    for _ in range(seconds // 4):
+        page.wait_for_timeout(4000)
+        page.keyboard.press("Control+s")
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        if all(cell["execution_count"] for cell in cells):
+            return cells
+    raise AssertionError(f"after {seconds} s these cells had not run: "
+                         + ", ".join(cell["id"] for cell in cells if not cell["execution_count"]))

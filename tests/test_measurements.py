@@ -1,0 +1,51 @@
+"""A measurement run small: its rows are recorded as they come, honest about their size, and repeatable."""
+
+import pytest
+import torch
+
+from course_lib import data, ledger, measurements, recipes
+from course_lib.denoiser import X0, Preconditioned
+from course_lib.networks import Classifier
+from course_lib.schedules import CosineVP
+
+
+class Grey(torch.nn.Module):
+    """The dullest network: always predicts the same grey picture."""
+
+    def forward(self, x, c_noise, cond=None):
+        return torch.full_like(x, -0.4)
+
+
+@pytest.fixture
+def small_course(tmp_path, monkeypatch):
+    """Untrained models, 300 real pictures, and a ledger of its own."""
+    (tmp_path / "data").mkdir()
+    images, labels = data.fashion_mnist("test")
+    models = {"fashion_teacher": Preconditioned(Grey(), CosineVP(), X0()), "fashion_classifier": Classifier()}
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "fashion_mnist", lambda split: (images[:300], labels[:300]))
+    monkeypatch.setattr(recipes, "load", lambda name, device="cpu": models[name].eval())
+    return tmp_path / "data" / "ledger.csv"
+
+
+def test_baseline_records_distance_and_agreement_with_their_floors(small_course):
+    with torch.no_grad():
+        rows = measurements.MEASUREMENTS["baseline"](device="cpu", samples=100, seeds=1)
+    assert ledger.read(small_course) == ledger.read(small_course) != []
+    assert {row.nfe for row in rows} == {30, 100, 1000} and {row.metric for row in rows} == {"frechet", "class_agreement"}
+    assert all(row.status == "provisional" and row.spread is None for row in rows)
+    assert all(row.value > row.floor for row in rows if row.metric == "frechet")        # one grey picture is not clothes
+
+
+def test_the_same_seed_gives_the_same_pictures():
+    D = Preconditioned(Grey(), CosineVP(), X0())
+    runs = [measurements.in_batches(D, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.5, 0.1]),
+                                    measurements.ancestral, seed, batch=2) for seed in (0, 0, 1)]
+    (first, _), (again, _), (other, _) = runs
+    assert first.x.shape == (5, 1, 28, 28) and (first.nfe, first.depth) == (2, 2)
+    assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
+
+
+def test_only_large_samples_and_several_seeds_are_full():
+    assert measurements.status(10_000, 3) == "full"
+    assert measurements.status(1000, 3) == measurements.status(10_000, 1) == "provisional"

@@ -1,0 +1,142 @@
+"""Metrics: closed forms, scipy as a second opinion, and distances that vanish between samples of one law."""
+
+import pytest
+import torch
+from scipy import linalg, stats
+
+from course_lib.metrics import features, frechet, mmd2, relative_l2, sliced_wasserstein
+
+TWO_SAMPLE = [sliced_wasserstein, mmd2, frechet]
+every_distance = pytest.mark.parametrize("distance", TWO_SAMPLE, ids=lambda distance: distance.__name__)
+
+
+def normal(*shape, generator, mean=0.0, std=1.0):
+    return mean + std * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@every_distance
+def test_a_distance_is_symmetric_and_zero_to_itself(distance, generator):
+    x, y = normal(200, 3, generator=generator), normal(200, 3, generator=generator, mean=1.0)
+    assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-9)
+    assert distance(x, y) > 0.1
+    if distance is not mmd2:  # the unbiased estimate of x against itself is below zero
+        assert distance(x, x) == pytest.approx(0, abs=1e-9)
+
+
+@every_distance
+def test_images_are_compared_as_flat_rows(distance, generator):
+    x, y = normal(30, 1, 2, 2, generator=generator), normal(30, 1, 2, 2, generator=generator, mean=1.0)
+    assert distance(x, y) == distance(x.flatten(1), y.flatten(1))
+
+
+@every_distance
+def test_samples_of_another_dimension_or_a_single_one_are_refused(distance):
+    with pytest.raises(ValueError, match="x, y: expected samples of one dimension, got 2 and 3"):
+        distance(torch.zeros(5, 2), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="x, y: expected at least two samples each, got 5 and 1"):
+        distance(torch.zeros(5, 2), torch.zeros(1, 2))
+
+
+# ---------------------------------------------------------------------------------------------- sliced Wasserstein
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_a_shift_is_seen_through_each_directions_share_of_it(d, generator):
+    """Shifted by u, samples are |u . v| apart along v; over all directions the root mean square is |u|/sqrt(d)."""
+    x, u = normal(50, d, generator=generator), torch.arange(1.0, d + 1)
+    exact = u.norm().item() / d**0.5
+    directions = 20_000
+    error = 5 * (2 / directions) ** 0.5 / 2
+    assert sliced_wasserstein(x, x + u, directions=directions) == pytest.approx(exact, rel=error)
+
+
+def test_in_one_dimension_it_is_the_wasserstein_distance(generator):
+    x, y = normal(500, 1, generator=generator), normal(500, 1, generator=generator, mean=0.5, std=2.0)
+    sorted_gap = torch.from_numpy(stats.energy_distance(x[:, 0], y[:, 0]) * torch.ones(1).numpy())
+    assert sorted_gap > 0
+    exact = (x.sort(0).values - y.sort(0).values).square().mean().sqrt()
+    assert sliced_wasserstein(x, y) == pytest.approx(exact.item())
+
+
+def test_wider_gaussians_are_their_difference_in_width_apart(generator):
+    """W2 between N(0, a^2 I) and N(0, b^2 I) is |a - b| along every direction."""
+    n = 100_000
+    x, y = normal(n, 2, generator=generator), normal(n, 2, generator=generator, std=1.5)
+    assert sliced_wasserstein(x, y) == pytest.approx(0.5, abs=0.02)
+
+
+def test_order_does_not_matter_and_the_seed_fixes_the_directions(generator):
+    x, y = normal(100, 3, generator=generator), normal(100, 3, generator=generator)
+    assert sliced_wasserstein(x, y) == sliced_wasserstein(x.flip(0), y)
+    assert sliced_wasserstein(x, y, seed=1) != sliced_wasserstein(x, y, seed=2)
+
+
+def test_sorted_pairs_need_equally_many_samples():
+    with pytest.raises(ValueError, match="x, y: sorting pairs needs equally many samples, got 4 and 5"):
+        sliced_wasserstein(torch.zeros(4, 2), torch.zeros(5, 2))
+
+
+# ---------------------------------------------------------------------------------------------- MMD
+def test_mmd2_is_unbiased_around_zero(generator):
+    values = torch.tensor([mmd2(normal(40, 2, generator=generator), normal(60, 2, generator=generator)) for _ in range(400)])
+    assert abs(values.mean()) < 4 * values.std() / 20
+    assert bool((values < 0).any()), "an unbiased estimate of 0 must fall below it now and then"
+
+
+def test_mmd2_of_two_gaussians_has_a_closed_form(generator):
+    """E k(x, y) for x - y ~ N(u, v I): (h/(h + v))^(d/2) exp(-|u|^2/(2 (h + v))) with h the squared bandwidth."""
+    def kernel(u2, v, h=0.7**2, d=2):
+        return (h / (h + v)) ** (d / 2) * torch.exp(torch.tensor(-u2 / (2 * (h + v)))).item()
+
+    exact = kernel(0, 2.0) + kernel(0, 0.5) - 2 * kernel(1.0, 1.25)
+    values = torch.tensor([mmd2(normal(300, 2, generator=generator),
+                                torch.tensor([1.0, 0.0]) + normal(300, 2, generator=generator, std=0.5), bandwidth=0.7)
+                           for _ in range(50)])
+    assert abs(values.mean() - exact) < 4 * values.std() / 50**0.5
+    assert values.std() / 50**0.5 < exact / 20
+
+
+# ---------------------------------------------------------------------------------------------- Frechet
+@pytest.mark.parametrize("d", [1, 2, 6])
+def test_frechet_agrees_with_scipys_matrix_root(d, generator):
+    x = normal(200, d, generator=generator) @ normal(d, d, generator=generator)
+    y = normal(150, d, generator=generator, mean=0.3) @ normal(d, d, generator=generator)
+    cx, cy = x.T.cov().reshape(d, d).numpy(), y.T.cov().reshape(d, d).numpy()
+    exact = ((x.mean(0) - y.mean(0)) ** 2).sum().item() + (cx + cy - 2 * linalg.sqrtm(cx @ cy).real).trace()
+    assert frechet(x, y) == pytest.approx(exact, rel=1e-8)
+
+
+def test_frechet_of_a_shift_and_a_stretch(generator):
+    x = normal(100, 3, generator=generator)
+    assert frechet(x, x + 2.0) == pytest.approx(12, rel=1e-9)  # |2 (1, 1, 1)|^2
+    centred = x - x.mean(0)
+    assert frechet(centred, 3 * centred) == pytest.approx(4 * x.T.cov().trace().item(), rel=1e-9)  # (3 - 1)^2 tr C
+
+
+def test_frechet_bears_features_that_never_vary(generator):
+    x = torch.cat([normal(50, 2, generator=generator), torch.zeros(50, 1)], 1)
+    assert frechet(x, x + 1.0) == pytest.approx(3, rel=1e-6)
+
+
+def test_frechet_needs_more_samples_than_features():
+    with pytest.raises(ValueError, match="x, y: 5 features need more samples than that, got 9 and 5"):
+        frechet(torch.zeros(9, 5), torch.zeros(5, 5))
+
+
+# ---------------------------------------------------------------------------------------------- the rest
+def test_features_come_batch_by_batch_and_in_order(generator):
+    images, sizes = torch.randn(7, 1, 2, 2, generator=generator).requires_grad_(), []
+
+    def network(x):
+        sizes.append(len(x))
+        return x.flatten(1).cumsum(1)
+
+    found = features(network, images, batch=3)
+    assert sizes == [3, 3, 1] and not found.requires_grad
+    assert torch.equal(found, images.detach().flatten(1).cumsum(1))
+
+
+def test_relative_l2():
+    truth = torch.tensor([3.0, -4.0])
+    assert relative_l2(truth, truth) == 0 and relative_l2(torch.zeros(2), truth) == 1
+    assert relative_l2(torch.tensor([3.0, -3.5]), truth) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"estimate, truth: expected equal shapes, got \(2,\) and \(2, 1\)"):
+        relative_l2(truth, truth[:, None])

@@ -1,0 +1,179 @@
+"""Networks: shapes, a start at zero, labels checked, rows that know nothing of each other, and no parameter left out."""
+
+import pytest
+import torch
+
+from course_lib.denoiser import EDM, X0, Eps, FlowVelocity, Preconditioned, V
+from course_lib.networks import MLP, Classifier, DiT, NoiseEmbedding, UNet, zeroed
+from course_lib.schedules import CosineVP
+
+CLASSES, B = 3, 4
+NETWORKS = {  # a small one of each, and the shape of a row of its input
+    "MLP": (lambda: MLP(dim=5, width=16, depth=2, classes=CLASSES), (5,)),
+    "UNet": (lambda: UNet(channels=2, widths=(8, 16), depth=1, patch=2, heads=2, classes=CLASSES), (2, 8, 12)),
+    "UNet, three levels": (lambda: UNet(widths=(8, 16, 16), depth=2, patch=1, heads=2, classes=CLASSES), (1, 8, 8)),
+    "DiT": (lambda: DiT(channels=2, size=8, patch=2, width=16, depth=2, heads=2, classes=CLASSES), (2, 8, 8)),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def inputs(name, generator):
+    x = torch.randn(B, *NETWORKS[name][1], generator=generator)
+    return x, torch.linspace(-1.2, 1.2, B), torch.tensor([0, 2, -1, 1])
+
+
+def stirred(name, generator):
+    """The network with every parameter away from its start, where zeros hide most of it."""
+    network = NETWORKS[name][0]()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+@every_network
+def test_the_output_has_the_inputs_shape_and_starts_at_zero(name, generator):
+    x, c_noise, cond = inputs(name, generator)
+    network = NETWORKS[name][0]()
+    for labels in (cond, None):
+        out = network(x, c_noise, labels)
+        assert out.shape == x.shape and not out.any()
+    assert stirred(name, generator)(x, c_noise, cond).any()
+
+
+@every_network
+@pytest.mark.parametrize("parameterisation", [X0(), Eps(), V(), FlowVelocity(), EDM()], ids=lambda p: type(p).__name__)
+def test_a_new_model_is_its_preconditioning_alone(name, parameterisation, generator):
+    x, _, cond = inputs(name, generator)
+    model, t = Preconditioned(NETWORKS[name][0](), CosineVP(), parameterisation), torch.linspace(0.1, 0.9, B)
+    skip, _, _ = model.coefficients(x, t)
+    torch.testing.assert_close(model(x, t, cond), skip * x)
+
+
+@every_network
+def test_a_row_does_not_depend_on_the_others(name, generator):
+    x, c_noise, cond = inputs(name, generator)
+    network, order = stirred(name, generator), torch.tensor([2, 0, 3, 1])
+    together = network(x, c_noise, cond)
+    torch.testing.assert_close(network(x[order], c_noise[order], cond[order]), together[order], rtol=1e-4, atol=1e-5)
+    for i in range(B):
+        alone = network(x[i:i + 1], c_noise[i:i + 1], cond[i:i + 1])
+        torch.testing.assert_close(alone, together[i:i + 1], rtol=1e-4, atol=1e-5)
+
+
+@every_network
+def test_noise_level_and_label_both_matter(name, generator):
+    x, c_noise, cond = inputs(name, generator)
+    network = stirred(name, generator)
+    out = network(x, c_noise, cond)
+    changed_noise, changed_label = network(x, c_noise + 0.3, cond), network(x, c_noise, (cond + 2) % 4 - 1)
+    for other in (changed_noise, changed_label):
+        assert bool(((other - out).abs().flatten(1).amax(1) > 1e-4).all())
+
+
+@every_network
+def test_no_label_is_the_label_minus_1(name, generator):
+    x, c_noise, _ = inputs(name, generator)
+    network = stirred(name, generator)
+    assert torch.equal(network(x, c_noise, None), network(x, c_noise, torch.full((B,), -1)))
+
+
+@every_network
+def test_the_gradient_reaches_every_parameter(name, generator):
+    x, c_noise, cond = inputs(name, generator)
+    network = stirred(name, generator)
+    weights = torch.randn(x.shape, generator=generator)  # a plain sum may be blind to a parameter behind a norm
+    (network(x, c_noise, cond) * weights).sum().backward()
+    untouched = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not untouched
+    assert bool(network.embed.label.weight.grad.any(1).all()), "each of the labels, and none, has a row of its own"
+
+
+@every_network
+def test_a_step_of_training_moves_a_network_off_zero(name, generator):
+    """Zeros everywhere would be a trap: from the start, some gradient must arrive."""
+    x, c_noise, cond = inputs(name, generator)
+    network = NETWORKS[name][0]()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        loss = (network(x, c_noise, cond) - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+# ---------------------------------------------------------------------------------------------- labels and sizes
+@every_network
+@pytest.mark.parametrize(("cond", "message"), [
+    (torch.tensor([0, 1, 2, 3]), r"cond: expected labels in -1..2, got \[0, 1, 2, 3\]"),
+    (torch.tensor([0, 1, -2, 0]), r"cond: expected labels in -1..2, got \[0, 1, -2, 0\]"),
+    (torch.zeros(B), r"cond: expected 4 whole-number labels, got \(4,\) torch.float32"),
+    (torch.tensor([0, 1]), r"cond: expected 4 whole-number labels, got \(2,\)"),
+    (torch.zeros(B, 1, dtype=torch.long), r"cond: expected 4 whole-number labels, got \(4, 1\)"),
+], ids=["too large", "too small", "float", "too few", "a column"])
+def test_labels_that_are_none_are_refused(name, cond, message, generator):
+    x, c_noise, _ = inputs(name, generator)
+    with pytest.raises(ValueError, match=message):
+        NETWORKS[name][0]()(x, c_noise, cond)
+
+
+def test_a_network_without_classes_knows_only_minus_1():
+    network = MLP(dim=2, width=8, depth=1)
+    network(torch.zeros(2, 2), torch.zeros(2), torch.tensor([-1, -1]))
+    with pytest.raises(ValueError, match=r"cond: expected labels in -1..-1, got \[0, -1\]"):
+        network(torch.zeros(2, 2), torch.zeros(2), torch.tensor([0, -1]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 10, 8), (1, 1, 8, 6), (1, 8, 8), (1, 1, 1, 8, 8)], ids=str)
+def test_the_unet_refuses_images_it_cannot_halve(shape):
+    with pytest.raises(ValueError, match=r"x: expected \(B, C, H, W\) with H and W divisible by 4, got"):
+        UNet(widths=(8, 16), depth=1, heads=2)(torch.zeros(shape), torch.zeros(1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 12), (1, 2, 8, 8), (1, 8, 8)], ids=str)
+def test_the_dit_refuses_images_of_another_size(shape):
+    with pytest.raises(ValueError, match=r"x: expected shape \(B, 1, 8, 8\), got"):
+        DiT(size=8, patch=4, width=16, depth=1)(torch.zeros(shape), torch.zeros(1))
+
+
+def test_the_dit_refuses_patches_that_do_not_tile_the_image():
+    with pytest.raises(ValueError, match="patch: expected a divisor of the image size 28, got 5"):
+        DiT(size=28, patch=5)
+
+
+def test_the_dit_puts_each_patch_back_where_it_was():
+    """With no blocks and tokens passed straight through, folding must undo unfolding."""
+    network, x = DiT(channels=2, size=8, patch=2, width=8, depth=0), torch.randn(1, 2, 8, 8)
+    with torch.no_grad():
+        network.position.zero_()
+        network.inp.weight.copy_(torch.eye(8))
+        network.inp.bias.zero_()
+        network.out.weight.copy_(torch.eye(8))
+    network.norm = torch.nn.Identity()
+    torch.testing.assert_close(network(x, torch.zeros(1)), x)
+
+
+# ---------------------------------------------------------------------------------------------- parts
+def test_noise_levels_on_the_grids_are_told_apart():
+    """c_noise = -log_snr/8 runs over [-1.25, 1.25]; neighbours of a 1000-step grid must get features that differ."""
+    embed = NoiseEmbedding(8)
+    phase = torch.linspace(-1.25, 1.25, 1001)[:, None] * embed.frequencies
+    features = torch.cat([phase.sin(), phase.cos()], 1)
+    assert (features.diff(dim=0).norm(dim=1) > 0.05).all()
+    apart = torch.pdist(features[::10])
+    assert apart.min() > 0.5
+
+
+def test_zeroed_returns_its_layer_at_zero():
+    layer = torch.nn.Linear(3, 2)
+    assert zeroed(layer) is layer and not layer.weight.any() and not layer.bias.any()
+
+
+def test_the_classifiers_head_reads_its_features(generator):
+    network, x = Classifier(classes=4, width=8), torch.randn(3, 1, 28, 28, generator=generator)
+    assert network.features(x).shape == (3, 8) and network(x).shape == (3, 4)
+    torch.testing.assert_close(network(x), network.head(network.features(x)))
+    torch.testing.assert_close(network(x[1:2]), network(x)[1:2], rtol=1e-4, atol=1e-5)
