@@ -60,6 +60,8 @@ def read(path: str | Path) -> list[Row]:
 def _row(path, line: int, entry: dict[str, str]) -> Row:
     types = {f.name: f.type for f in fields(Row)}
     try:
+        if None in entry:                                                   # where csv puts what has no column
+            raise ValueError(f"expected {len(COLUMNS)} fields, got {len(COLUMNS) + len(entry[None])}")
         return Row(**{k: None if v == "" and type(None) in getattr(types[k], "__args__", ()) else _cast(types[k])(v)
                       for k, v in entry.items()})
     except (TypeError, ValueError) as error:

@@ -117,10 +117,11 @@ def _resume(checkpoint, settings, model, average, optimizer, device) -> tuple[in
         return 0, [], 0.0
     try:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        its = state["settings"]
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the caller
-        raise ValueError(f"checkpoint: {checkpoint} cannot be read ({error}); delete it to start afresh") from error
-    if state["settings"] != settings:
-        changed = {k: (state["settings"].get(k), v) for k, v in settings.items() if state["settings"].get(k) != v}
+        raise ValueError(f"checkpoint: {checkpoint} is damaged or no checkpoint; delete it to start afresh") from error
+    if its != settings:
+        changed = {k: (its.get(k), v) for k, v in settings.items() if its.get(k) != v}
         raise ValueError(f"checkpoint: {checkpoint} belongs to a run with other settings (its own, this run's): {changed}; "
                          "delete it or choose another path")
     model.load_state_dict(state["model"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scipy import linalg, stats
+from scipy import linalg, optimize
 
 from course_lib.metrics import features, frechet, mmd2, relative_l2, sliced_wasserstein
 
@@ -16,9 +16,10 @@ def normal(*shape, generator, mean=0.0, std=1.0):
 
 @every_distance
 def test_a_distance_is_symmetric_and_zero_to_itself(distance, generator):
-    x, y = normal(200, 3, generator=generator), normal(200, 3, generator=generator, mean=1.0)
+    x, same = normal(2, 200, 3, generator=generator)
+    y = normal(200, 3, generator=generator, mean=1.0)
     assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-9)
-    assert distance(x, y) > 0.1
+    assert distance(x, y) > 2 * abs(distance(x, same))
     if distance is not mmd2:  # the unbiased estimate of x against itself is below zero
         assert distance(x, x) == pytest.approx(0, abs=1e-9)
 
@@ -49,18 +50,17 @@ def test_a_shift_is_seen_through_each_directions_share_of_it(d, generator):
 
 
 def test_in_one_dimension_it_is_the_wasserstein_distance(generator):
-    x, y = normal(500, 1, generator=generator), normal(500, 1, generator=generator, mean=0.5, std=2.0)
-    sorted_gap = torch.from_numpy(stats.energy_distance(x[:, 0], y[:, 0]) * torch.ones(1).numpy())
-    assert sorted_gap > 0
-    exact = (x.sort(0).values - y.sort(0).values).square().mean().sqrt()
-    assert sliced_wasserstein(x, y) == pytest.approx(exact.item())
+    x, y = normal(200, 1, generator=generator), normal(200, 1, generator=generator, mean=0.5, std=2.0)
+    costs = (x - y.T).square().numpy()
+    cheapest = costs[optimize.linear_sum_assignment(costs)].mean()  # the best of all pairings, found without sorting
+    assert sliced_wasserstein(x, y) == pytest.approx(cheapest**0.5)
 
 
 def test_wider_gaussians_are_their_difference_in_width_apart(generator):
     """W2 between N(0, a^2 I) and N(0, b^2 I) is |a - b| along every direction."""
-    n = 100_000
+    n = 20_000
     x, y = normal(n, 2, generator=generator), normal(n, 2, generator=generator, std=1.5)
-    assert sliced_wasserstein(x, y) == pytest.approx(0.5, abs=0.02)
+    assert sliced_wasserstein(x, y) == pytest.approx(0.5, abs=0.03)
 
 
 def test_order_does_not_matter_and_the_seed_fixes_the_directions(generator):

@@ -52,7 +52,7 @@ def chains(generator: torch.Generator) -> Iterator[tuple]:
 
 LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, chains, [
     Mistake("alpha of one step", lambda beta: ((1 - beta).sqrt(), beta.sqrt()),
-            "these are the signal and noise of step k alone, but x_k has gone through all the steps before it: is your alpha cumulative?"),
+            "these are the signal and noise of step k alone, but x_k has gone through all k steps: is your alpha cumulative?"),
     Mistake("product of betas", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.cumprod(0).sqrt()),
             "sigma^2 is not the product of the betas: look again at the sum of two variances for T = 2"),
     Mistake("sum of betas", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.cumsum(0).sqrt()),
@@ -134,7 +134,7 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
     Mistake("sign of the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=-1),
             "you walk down the score, away from the data: the score points to where the density grows"),
     Mistake("half the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0.5),
-            "your step goes half as far along the score as Bayes' rule asks; the half belongs to an equation without noise, chapter 3"),
+            "your step goes half as far along the score as Bayes' rule asks; the half belongs to an equation without noise"),
     Mistake("no score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0),
             "you ran the drift back, but drift alone does not undo noise: where is the score?"),
     Mistake("variance for standard deviation", lambda D, x, t, s, z: _signed(
@@ -144,7 +144,7 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
         x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
             "noise grows like the square root of h: n steps of h must add up to the variance of one step of n h"),
     Mistake("noise twice", lambda D, x, t, s, z: _signed(x, z * torch.randn_like(z), *_reverse(D, x, t, s)),
-            "you draw noise again and multiply it with z: the variance stays right, the tails grow heavy; look at the kurtosis"),
+            "you draw noise again and multiply it with z: the variance stays right, the tails grow heavy, as the kurtosis tells"),
     Mistake("own noise", lambda D, x, t, s, z: _signed(x, torch.randn_like(z), *_reverse(D, x, t, s)),
             "you drew noise of your own; use the z that was handed in"),
     Mistake("no noise", lambda D, x, t, s, z: _signed(x, 0 * z, *_reverse(D, x, t, s)),
@@ -189,7 +189,7 @@ DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
             "the last state is at ts[-1], but you denoise it as if it were one time earlier in the grid"),
     Mistake("loop index", _driven(lambda ts: [(torch.tensor(float(i)), torch.tensor(i + 1.0), i) for i in range(len(ts) - 1)]),
             "you pass the loop index as time; the times are the entries of ts"),
-    Mistake("fraction of the loop", _driven(lambda ts: [(1 - i / n, 1 - (i + 1) / n, i) for n in (len(ts) - 1,) for i in range(n)]),
+    Mistake("fraction of the loop", _driven(lambda ts: _in_order(torch.linspace(1, 0, len(ts), dtype=ts.dtype))),
             "you make times out of the loop index, as if the grid ran evenly from 1 to 0; the times are the entries of ts"),
     Mistake("starting late", _driven(lambda ts: [(ts[i + 1], ts[i + 2], i) for i in range(len(ts) - 2)]),
             "x is given at time ts[0], but your first step starts from ts[1]: print the pairs (t, s)"),
@@ -327,7 +327,7 @@ EXERCISES = [LEVELS, SDE, REVERSE, DRIVER, ANCESTRAL, FAMILY]
 PREDICTIONS = [
     Prediction("2.1", "b", {
         "a": "The schedule says so, but a step of finite size does not follow it where the drift is infinite.",
-        "b": "In the last step f h is -1 and g^2 h is 2: all that was there is wiped out, and noise of variance 2 takes its place.",
+        "b": "In the last step f h is -1 and g^2 h is 2: what was there is wiped out, and noise of variance 2 takes its place.",
         "c": "Nobody evaluates the infinite rates: the last step starts from 1 - h, where they are large and finite.",
     }),
     Prediction("2.2", "b", {

@@ -24,7 +24,7 @@ def main() -> None:
     rows = [final(D, noise, uniform(n, D.schedule), ddim, cond=label).x.cpu() for n in counts]
     figure = plotting.image_rows(rows, [f"{n} step{'s' * (n > 1)}" for n in counts])
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
     files.atomic_write(data.ROOT / "notebooks" / "cover.png", lambda file: file.write(picture.getvalue()))
 
 

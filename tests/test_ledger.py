@@ -1,0 +1,113 @@
+"""The ledger: rows come back as they went in, newer measurements replace older ones, and a bad file is named by its line."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from course_lib.ledger import COLUMNS, Row, read, record, table, write
+
+ROW = Row(method="ddim", dataset="ring", nfe=20, depth=20, batch=10_000, seconds=0.25, device="2 CPU cores", metric="SW",
+          value=0.031, floor=0.03, samples=10_000, seeds=3)
+FULL = replace(ROW, spread=0.002, memory_mib=512.0, train_seconds=60.0, guidance=1.5, weights="a1b2", status="full")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.csv"
+
+
+def test_a_row_has_the_columns_of_the_file():
+    assert sorted(COLUMNS) == sorted(field.name for field in fields(Row))
+
+
+def test_rows_come_back_as_they_went_in(path):
+    write(path, [FULL, replace(ROW, method="ancestral")])
+    bare, full = sorted(read(path), key=lambda row: row.method)
+    assert (bare, full) == (replace(ROW, method="ancestral"), FULL)
+    assert bare.spread is None and bare.weights == "" and type(full.nfe) is int and type(full.train_seconds) is float
+
+
+def test_an_empty_ledger_is_its_header(path):
+    write(path, [])
+    assert path.read_text() == ",".join(COLUMNS) + "\n" and read(path) == []
+
+
+def test_text_with_commas_and_quotes_survives(path):
+    row = replace(ROW, method='ddim, "fast"', device="Größe")
+    write(path, [row])
+    assert read(path) == [row]
+
+
+def test_a_newer_measurement_replaces_the_older_and_others_stay(path):
+    record(path, [ROW, replace(ROW, nfe=10, depth=10)])
+    newer = replace(ROW, value=0.5, seconds=9.0, status="full")
+    rows = record(path, [newer])
+    assert len(rows) == 2 and sorted(read(path), key=lambda row: row.nfe) == [replace(ROW, nfe=10, depth=10), newer]
+
+
+@pytest.mark.parametrize("change", [{"method": "x"}, {"dataset": "x"}, {"nfe": 1}, {"depth": 1}, {"device": "x"},
+                                    {"metric": "x"}, {"guidance": 2.0}, {"samples": 5}], ids=str)
+def test_what_tells_measurements_apart(path, change):
+    record(path, [ROW])
+    assert len(record(path, [replace(ROW, **change)])) == 2
+
+
+def test_the_order_of_writing_does_not_matter(path, tmp_path):
+    rows = [replace(ROW, nfe=n, metric=metric) for n in (5, 20, 10) for metric in ("SW", "MMD")]
+    write(path, rows)
+    write(tmp_path / "other.csv", reversed(rows))
+    assert path.read_bytes() == (tmp_path / "other.csv").read_bytes()
+
+
+def test_a_status_is_one_of_two():
+    with pytest.raises(ValueError, match=r"status: expected one of \('full', 'provisional'\), got 'done'"):
+        replace(ROW, status="done")
+
+
+def spoil(path, old, new):
+    write(path, [ROW])
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("method,dataset", "dataset,method", "ledger.csv: expected the columns method,dataset,.*, got dataset,method"),
+    (",status", "", "ledger.csv: expected the columns"),
+    ("provisional", "done", "ledger.csv, line 2: status: expected one of"),
+    (",20,20,", ",twenty,20,", "ledger.csv, line 2: invalid literal for int"),
+    (",20,20,", ",,20,", "ledger.csv, line 2: "),
+    (",provisional", "", "ledger.csv, line 2: "),
+    (",provisional", ",provisional,more", "ledger.csv, line 2: expected 18 fields, got 19"),
+], ids=["swapped", "missing column", "status", "number", "empty number", "short line", "long line"])
+def test_a_file_that_is_no_ledger_is_named_by_its_line(path, old, new, message):
+    spoil(path, old, new)
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_an_empty_file_is_no_ledger(path):
+    path.write_text("")
+    with pytest.raises(ValueError, match="expected the columns"):
+        read(path)
+
+
+def test_a_failed_record_leaves_the_file(path):
+    write(path, [ROW])
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        record(path, ["not a row"])
+    assert path.read_bytes() == before
+
+
+def test_the_table_lines_its_columns_up():
+    head, *lines = table([ROW, FULL]).splitlines()
+    assert head.split() == "method data NFE depth seconds batch device metric value floor n status".split()
+    for column in ("NFE", "device", "value", "status"):
+        start = head.index(column)
+        assert all(line[start] != " " and line[start - 1] == " " for line in lines)
+    assert "0.031 ± 0.002" in lines[1] and "±" not in lines[0] and "10,000" in lines[0]
+
+
+def test_a_table_of_nothing_is_its_head():
+    assert table([]).split()[0] == "method" and "\n" not in table([])

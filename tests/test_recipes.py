@@ -1,0 +1,196 @@
+"""Recipes: weights come back as they were stored, damage is named, and a few steps of every recipe run to the end."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from course_lib import data, recipes
+from course_lib.denoiser import Preconditioned
+from course_lib.networks import Classifier
+from course_lib.training import Trained
+
+every_recipe = pytest.mark.parametrize("name", recipes.RECIPES)
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Twenty images of noise in place of Fashion-MNIST."""
+    def fashion_mnist(split="train", full=False):
+        generator = torch.Generator().manual_seed(len(split))
+        return torch.rand(20, 1, 28, 28, generator=generator) * 2 - 1, torch.arange(20) % 10
+
+    monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
+    monkeypatch.setattr(recipes, "held_out_loss", partial(recipes.held_out_loss, n=8))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A folder with the weights of an untrained classifier, and that classifier."""
+    torch.manual_seed(5)
+    model = Classifier().eval()
+    trained = Trained(model, [2.0, 1.0], 3.0)
+    recipes.store("fashion_classifier", trained, {"test_accuracy": 0.1}, 7, tmp_path / "fashion_classifier.safetensors")
+    return tmp_path, model
+
+
+# ---------------------------------------------------------------------------------------------- load
+def test_what_is_stored_is_loaded_to_half_precision(stored):
+    folder, model = stored
+    loaded = recipes.load("fashion_classifier", folder=folder)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    for k, v in loaded.state_dict().items():
+        assert v.dtype == torch.float32 and torch.equal(v, model.state_dict()[k].half().float())
+
+
+def test_the_manifest_says_how_the_weights_came_to_be(stored):
+    folder, model = stored
+    entry = recipes.manifest(folder)["fashion_classifier"]
+    assert entry["parameters"] == sum(p.numel() for p in model.parameters())
+    expected = {"steps": 7, "seed": 0, "recipe": "fashion_classifier", "train_seconds": 3, "final_loss": 1.5,
+                "metrics": {"test_accuracy": 0.1}, "file": "fashion_classifier.safetensors"}
+    assert {k: entry[k] for k in expected} == expected
+    assert len(entry["sha256"]) == 64 and entry["device"] and entry["torch"] == torch.__version__
+
+
+def test_a_second_entry_leaves_the_first(stored):
+    folder, model = stored
+    recipes.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder / "fashion_teacher.safetensors")
+    assert sorted(recipes.manifest(folder)) == ["fashion_classifier", "fashion_teacher"]
+
+
+def test_an_unknown_name_is_answered_with_the_names_there_are(tmp_path):
+    for use in (recipes.load, recipes.train, recipes.known):
+        with pytest.raises(ValueError, match="name: expected one of fashion_classifier, fashion_teacher.*, got 'fashion'"):
+            use("fashion")
+
+
+def test_weights_that_are_not_listed_or_not_there_are_named(stored, tmp_path):
+    folder, _ = stored
+    with pytest.raises(FileNotFoundError, match=r"manifest.json does not list fashion_teacher. To get it back: .*course train"):
+        recipes.load("fashion_teacher", folder=folder)
+    with pytest.raises(FileNotFoundError, match="does not list fashion_classifier"):
+        recipes.load("fashion_classifier", folder=tmp_path / "nowhere")
+    (folder / "fashion_classifier.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classifier.safetensors is missing. .*course train fashion_classifier"):
+        recipes.load("fashion_classifier", folder=folder)
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-100], lambda content: b""],
+                         ids=["flipped bit", "cut short", "empty"])
+def test_damaged_weights_are_refused_before_they_are_read(stored, damage):
+    folder, _ = stored
+    path = folder / "fashion_classifier.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"fashion_classifier.safetensors is damaged: .*To get it back: .*course train"):
+        recipes.load("fashion_classifier", folder=folder)
+
+
+def test_verify_all_tells_sound_from_damaged(stored, monkeypatch):
+    folder, model = stored
+    monkeypatch.setattr(recipes, "checkpoints", lambda: folder)
+    count = sum(p.numel() for p in model.parameters())
+    assert recipes.verify_all() == [("fashion_classifier", True, f"{count:,} parameters")]
+    path = folder / "fashion_classifier.safetensors"
+    path.write_bytes(flipped(path.read_bytes()))
+    (name, sound, what), = recipes.verify_all()
+    assert name == "fashion_classifier" and not sound and "is damaged" in what
+
+
+# ---------------------------------------------------------------------------------------------- train
+@every_recipe
+def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, few_images, tmp_path):
+    path = recipes.train(name, device="cpu", steps=2, out=tmp_path)
+    assert path == tmp_path / f"{name}.safetensors"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.safetensors", "manifest.json"], "the resume state goes"
+    entry = recipes.manifest(tmp_path)[name]
+    assert entry["steps"] == 2 and entry["full_steps"] == recipes.RECIPES[name].steps
+    assert entry["metrics"] and all(isinstance(v, float) for v in entry["metrics"].values())
+    loaded, stored = recipes.load(name, folder=tmp_path), load_file(path)
+    assert all(v.dtype == torch.float16 and torch.equal(v.float(), loaded.state_dict()[k]) for k, v in stored.items())
+
+
+def test_a_recipe_repeats_itself_byte_for_byte(few_images, tmp_path):
+    first, again = (recipes.train("fashion_classifier", "cpu", 2, tmp_path / folder).read_bytes() for folder in "ab")
+    assert first == again
+
+
+def test_a_recipe_that_was_killed_goes_on_from_its_state(few_images, tmp_path, monkeypatch):
+    whole = recipes.train("fashion_classifier", "cpu", 3, tmp_path / "whole").read_bytes()
+    with monkeypatch.context() as patch:  # cut off after training, before the weights are written
+        patch.setattr(recipes, "store", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut")
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["fashion_classifier.state.pt"]
+    with pytest.raises(ValueError, match="other settings"):
+        recipes.train("fashion_classifier", "cpu", 4, tmp_path / "cut")
+    monkeypatch.setattr(recipes, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
+    assert recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut").read_bytes() == whole
+
+
+# ---------------------------------------------------------------------------------------------- losses and measures
+def test_accuracy_counts_right_guesses():
+    class Brightness(Classifier):
+        def forward(self, x):
+            return torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
+
+    images = torch.cat([torch.full((3, 1, 28, 28), -1.0), torch.ones(5, 1, 28, 28)])
+    assert recipes.accuracy(Brightness(), images, torch.tensor([0, 0, 1, 1, 1, 1, 1, 0])) == 0.75
+
+
+def test_shifted_images_keep_their_size_and_lose_at_most_two_pixels(generator):
+    seen = []
+
+    class Look(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return torch.zeros(len(x), 10)
+
+    x = torch.full((2, 1, 28, 28), -1.0)
+    x[:, :, 14, 14] = 1.0
+    for _ in range(100):
+        recipes.shifted_cross_entropy(Look(), x, torch.tensor([0, 1]), generator)
+    places = {tuple((image[0, 0] == 1).nonzero()[0].tolist()) for image in seen}
+    assert all(image.shape == x.shape for image in seen)
+    assert places == {(row, column) for row in range(12, 17) for column in range(12, 17)}
+
+
+def test_labels_are_dropped_one_time_in_ten_and_times_stay_in_range(generator):
+    asked = []
+
+    class Ask(torch.nn.Module):
+        def forward(self, x, c_noise, cond):
+            asked.append((c_noise, cond))
+            return torch.zeros_like(x)
+
+    teacher = recipes.known("fashion_teacher").build()
+    model = Preconditioned(Ask(), teacher.schedule, teacher.parameterisation)
+    n = 4000
+    recipes.labelled_denoising_loss(model, torch.zeros(n, 1, 2, 2), torch.full((n,), 3), generator)
+    (c_noise, cond), = asked
+    assert set(cond.tolist()) == {-1, 3}
+    assert (cond == -1).float().mean().item() == pytest.approx(0.1, abs=5 * (0.09 / n) ** 0.5)
+    assert c_noise.abs().max() <= 10 / 8 + 1e-4
+    assert c_noise.min() < -0.5 and c_noise.max() > 0.5
+
+
+def test_the_held_out_loss_is_the_same_every_time(few_images):
+    torch.manual_seed(0)
+    model = recipes.known("fashion_teacher").build()
+    first = recipes.held_out_loss(model)
+    torch.manual_seed(1)
+    assert recipes.held_out_loss(model) == first
+    assert first > 0
+
+
+def test_the_manifest_is_readable_text(stored):
+    folder, _ = stored
+    text = (folder / "manifest.json").read_text(encoding="utf-8")
+    assert text.endswith("}\n") and json.loads(text) == recipes.manifest(folder)

@@ -1,0 +1,348 @@
+"""Training: it finds a known minimum, survives a kill at any moment bit for bit, and says what is wrong with a checkpoint."""
+
+import io
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from course_lib import files
+from course_lib.training import train
+
+X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+Y = X @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.3 * torch.randn(60, 1, generator=torch.Generator().manual_seed(2))
+
+
+def regression(model, x, y, generator):
+    """A loss without noise: it leaves the generator alone."""
+    return (model(x) - y).square().mean()
+
+
+def noisy(model, x, y, generator):
+    return (model(x + 0.1 * torch.randn(x.shape, generator=generator)) - y).square().mean()
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def fit(loss=noisy, model=None, **settings):
+    settings = {"steps": 30, "batch": 8, "warmup": 5, "device": "cpu", "progress": False} | settings
+    return train(loss, model or linear(), [X, Y], **settings)
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- it trains
+def test_linear_regression_reaches_its_closed_form():
+    trained = fit(regression, steps=800, batch=600, lr=0.1, weight_decay=0.0, ema=0.99)
+    ones = torch.cat([X, torch.ones(60, 1)], 1)
+    exact = torch.linalg.lstsq(ones, Y).solution[:, 0]
+    found = torch.cat([trained.model.weight[0], trained.model.bias])
+    assert (found - exact).abs().max() < 0.01
+    assert len(trained.losses) == 800 and trained.losses[-1] < trained.losses[0] / 10
+
+
+def test_the_trained_model_is_ready_to_use():
+    trained = fit()
+    assert not trained.model.training and not any(p.requires_grad for p in trained.model.parameters())
+    assert trained.seconds > 0
+
+
+def test_a_seed_repeats_a_run_and_another_seed_does_not():
+    first, again, other = fit(seed=3), fit(seed=3), fit(seed=4)
+    assert first.losses == again.losses and same(first.model, again.model)
+    assert first.losses[0] != other.losses[0]
+    assert fit(regression, seed=3).losses[0] != fit(regression, seed=4).losses[0], "the rows must depend on the seed too"
+
+
+def test_every_step_draws_rows_and_noise_of_its_own():
+    drawn = []
+
+    def loss(model, x, y, generator):
+        drawn.append((tuple(x.flatten().tolist()), tuple(torch.randn(8, generator=generator).tolist())))
+        return (model(x) - y).square().mean()
+
+    fit(loss, steps=50)
+    rows, noise = zip(*drawn)
+    assert len(set(rows)) == len(set(noise)) == 50
+
+
+def test_training_leaves_the_global_generator_alone():
+    model = linear()
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    fit(model=model)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_the_average_follows_the_weights_by_its_formula():
+    """average <- d average + (1 - d) weights with d = min(ema, (1 + step)/(10 + step)), starting from the first weights."""
+    model, history = linear(), []
+
+    def loss(model, x, y, generator):
+        history.append(model.weight.detach().clone())  # the weights that the step before left
+        return (model(x) - y).square().mean()
+
+    trained = fit(loss, model, ema=0.6, steps=40)
+    average = history[0].clone()
+    for step, weight in enumerate([*history[1:], model.weight.detach()]):
+        decay = min(0.6, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(trained.model.weight, average)
+    assert not torch.allclose(trained.model.weight, model.weight)
+
+
+def test_the_average_takes_over_buffers():
+    model = nn.Sequential(linear(), nn.BatchNorm1d(1))
+    trained = fit(regression, model)
+    assert torch.equal(trained.model[1].running_mean, model[1].running_mean) and model[1].running_mean != 0
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    """Adam's first steps are as long as the learning rate: with warm-up 5 they grow, and the last is next to nothing."""
+    weights = []
+
+    def loss(model, x, y, generator):
+        weights.append(model.weight.detach().clone())
+        return model(x).sum() + 100 * model.weight.sum()  # a slope that hardly changes
+
+    model = linear()
+    fit(loss, model, weight_decay=0.0, lr=0.1)
+    steps = torch.stack([*weights, model.weight.detach()]).diff(dim=0).abs().amax((1, 2))
+    torch.testing.assert_close(steps[:5], 0.1 * torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0]), rtol=0.01, atol=0)
+    assert steps[18].item() == pytest.approx(0.1 * (1 + math.cos(math.pi * 13 / 25)) / 2, rel=0.01)
+    assert bool((steps[6:].diff() < 0).all()) and steps[-1] < 0.001
+
+
+# ---------------------------------------------------------------------------------------------- resume
+def test_a_run_cut_in_two_is_the_run_in_one(tmp_path):
+    class Cut(Exception):
+        pass
+
+    def until(step):
+        def loss(model, x, y, generator):
+            until.calls += 1
+            if until.calls == step:
+                raise Cut
+            return noisy(model, x, y, generator)
+
+        until.calls = 0
+        return loss
+
+    whole = fit(checkpoint=tmp_path / "whole.pt", save_every=4)
+    for step in (10, 7, 2):
+        with pytest.raises(Cut):
+            fit(until(step), checkpoint=tmp_path / "cut.pt", save_every=4)
+    resumed = fit(checkpoint=tmp_path / "cut.pt", save_every=4)
+    assert resumed.losses == whole.losses and same(resumed.model, whole.model)
+    assert until.calls == 2, "the third cut came after its first saved step was done"
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first = fit(checkpoint=tmp_path / "state.pt")
+    again = fit(lambda *_: pytest.fail("nothing is left to do"), checkpoint=tmp_path / "state.pt")
+    assert same(first.model, again.model) and again.losses == first.losses
+    assert again.seconds >= torch.load(tmp_path / "state.pt")["seconds"] > 0
+
+
+RUN = """
+import sys, time, torch
+from torch import nn
+from course_lib.training import train
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.2), nn.SiLU(), nn.Linear(16, 1))
+x = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+def loss(model, x, generator):
+    time.sleep(0.005)  # a run of seconds, most of them open to the kill
+    return (model(x + 0.1 * torch.randn(x.shape, generator=generator)) - x.sum(1, keepdim=True)).square().mean()
+train(loss, model, [x], steps=400, batch=8, save_every=7, device="cpu", progress=False, checkpoint=sys.argv[1])
+"""
+
+
+def start(root, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, seconds=300):
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_never_killed(root, tmp_path):
+    whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
+    undisturbed = start(root, "-c", RUN, whole)
+    moments, kills = random.SystemRandom(), 0
+    for _ in range(2):
+        process = start(root, "-c", RUN, killed)
+        before = killed.stat().st_mtime_ns if killed.exists() else 0
+        while process.poll() is None and not (killed.exists() and killed.stat().st_mtime_ns > before):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    assert kills == 2 and torch.load(killed)["step"] < 400, "both kills must come in the middle of a run"
+    finish(start(root, "-c", RUN, killed))
+    finish(undisturbed)
+    a, b = torch.load(whole), torch.load(killed)
+    assert a["losses"] == b["losses"] and a["step"] == b["step"] == 400
+    for part in ("model", "ema"):
+        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    assert all(torch.equal(a["optimizer"]["state"][i][k], v) for i, s in b["optimizer"]["state"].items() for k, v in s.items())
+    leftovers = [path.name for path in tmp_path.iterdir() if not path.name.endswith(".part")]
+    assert sorted(leftovers) == ["killed.pt", "whole.pt"]
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints that do not fit
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("steps", 31), ("batch", 9), ("seed", 1), ("ema", 0.5)])
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, name, value):
+    fit(checkpoint=tmp_path / "state.pt")
+    kept = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(ValueError, match=rf"checkpoint: .*state.pt belongs to .* other settings .*'{name}': \(.*, {value}\)"):
+        fit(checkpoint=tmp_path / "state.pt", **{name: value})
+    assert (tmp_path / "state.pt").read_bytes() == kept
+
+
+def cut_short(data):
+    return data[:len(data) // 2]
+
+
+def scrambled(data):
+    return bytes(reversed(data))
+
+
+def another_file(data):
+    written = io.BytesIO()
+    torch.save({"weights": torch.zeros(3)}, written)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("damage", [cut_short, scrambled, another_file, lambda data: b"", lambda data: b"not a checkpoint"],
+                         ids=["cut short", "scrambled", "another file", "empty", "text"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    path = tmp_path / "state.pt"
+    fit(checkpoint=path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"checkpoint: .*state.pt is damaged or no checkpoint; delete it to start afresh$"):
+        fit(checkpoint=path)
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OSError, match=r"taken.state.pt could not be written"):
+        fit(checkpoint=tmp_path / "taken" / "state.pt")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
+    path, saved = tmp_path / "state.pt", []
+
+    def loss(model, x, y, generator):
+        if path.exists() and not saved:  # from the second save on, the disk is full
+            saved.append(path.read_bytes())
+            monkeypatch.setattr(files, "open", lambda name, mode: open("/dev/full", mode), raising=False)
+        return noisy(model, x, y, generator)
+
+    with pytest.raises(OSError, match=r"state.pt could not be written: .*No space left"):
+        fit(loss, checkpoint=path, save_every=4)
+    monkeypatch.undo()
+    assert path.read_bytes() == saved[0] and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+    resumed, whole = fit(checkpoint=path, save_every=4), fit()
+    assert resumed.losses == whole.losses and same(resumed.model, whole.model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, value):
+    path, calls = tmp_path / "state.pt", []
+
+    def loss(model, x, y, generator):
+        calls.append(path.read_bytes() if path.exists() else b"")
+        return noisy(model, x, y, generator) * (value if len(calls) == 8 else 1)
+
+    with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 7; the last checkpoint is intact"):
+        fit(loss, checkpoint=path, save_every=4)
+    assert path.read_bytes() == calls[-1] and torch.load(path)["step"] == 4
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"batch": 0}, {"steps": -1}], ids=str)
+def test_no_steps_or_no_rows_are_refused(settings):
+    with pytest.raises(ValueError, match="steps, batch: expected at least 1 of each, got"):
+        fit(**settings)
+
+
+@pytest.mark.parametrize("data", [[torch.zeros(3, 3), torch.zeros(4, 1)], [torch.zeros(0, 3), torch.zeros(0, 1)]],
+                         ids=["unequal", "empty"])
+def test_tensors_of_unequal_length_or_none_are_refused(data):
+    with pytest.raises(ValueError, match=r"data: expected tensors of one common length, got lengths \[\d, \d\]"):
+        train(regression, linear(), data, steps=1, device="cpu")
+
+
+# ---------------------------------------------------------------------------------------------- several processes
+PARALLEL = """
+import json, os, sys, torch
+from torch import nn
+from course_lib.training import train
+torch.set_num_threads(1)
+torch.manual_seed(int(os.environ["RANK"]))  # ranks start apart; rank 0 decides
+model = nn.Linear(3, 1)
+x = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+noise, sizes = [], []
+def loss(model, x, generator):
+    noise.append(torch.randn(2, generator=generator).tolist())
+    sizes.append(len(x))
+    return (model(x) - x.sum(1, keepdim=True)).square().mean()
+trained = train(loss, model, [x], steps=20, batch=9, warmup=5, device="cpu", progress=False,
+                checkpoint=sys.argv[1] + "/state.pt")
+torch.save({"raw": model.state_dict(), "average": trained.model.state_dict()}, sys.argv[1] + f"/rank{os.environ['RANK']}.pt")
+with open(sys.argv[1] + f"/rank{os.environ['RANK']}.json", "w") as file:
+    json.dump({"noise": noise, "sizes": sizes, "losses": trained.losses}, file)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_train_what_one_trains(root, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(PARALLEL)
+    finish(start(root, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-addr", "127.0.0.1",
+                 "--master-port", free_port(), script, tmp_path))
+    first, second = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
+    for part in ("raw", "average"):
+        assert all(torch.equal(first[part][k], second[part][k]) for k in first[part])
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    alone = train(lambda model, x, generator: (model(x) - x.sum(1, keepdim=True)).square().mean(), model, [X],
+                  steps=20, batch=9, warmup=5, device="cpu", progress=False)
+    for part, single in (("raw", model), ("average", alone.model)):
+        for k, v in single.state_dict().items():
+            torch.testing.assert_close(first[part][k], v, rtol=1e-5, atol=1e-6)
+
+    logs = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
+    assert logs[0]["losses"] == logs[1]["losses"]
+    assert logs[0]["losses"] == pytest.approx(alone.losses, rel=1e-5), "nine rows over two ranks: five weigh more than four"
+    assert set(logs[0]["sizes"]) == {5} and set(logs[1]["sizes"]) == {4}
+    assert all(a != b for a, b in zip(logs[0]["noise"], logs[1]["noise"], strict=True)), "each rank needs its own noise"
