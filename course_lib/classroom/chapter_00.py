@@ -57,6 +57,31 @@ def _variance(D, x, t, s):
     return alpha_s * x0 + sigma_s**2 * eps
 
 
+def _old_alpha(D, x, t, s):
+    x0, eps, alpha_t, *_, sigma_s = _parts(D, x, t, s)
+    return alpha_t * x0 + sigma_s * eps
+
+
+def _noisy_for_clean(D, x, t, s):
+    _, eps, *_, alpha_s, sigma_s = _parts(D, x, t, s)
+    return alpha_s * x + sigma_s * eps
+
+
+def _minus(D, x, t, s):
+    x0, eps, *_, alpha_s, sigma_s = _parts(D, x, t, s)
+    return alpha_s * x0 - sigma_s * eps
+
+
+def _swapped(D, x, t, s):
+    x0, eps, *_, alpha_s, sigma_s = _parts(D, x, t, s)
+    return sigma_s * x0 + alpha_s * eps
+
+
+def _fresh_noise(D, x, t, s):
+    x0, *_, alpha_s, sigma_s = _parts(D, x, t, s)
+    return alpha_s * x0 + sigma_s * torch.randn_like(x)
+
+
 def _nowhere(D, x, t, s):
     x0, eps, alpha_t, sigma_t, *_ = _parts(D, x, t, s)
     return alpha_t * x0 + sigma_t * eps
@@ -70,6 +95,14 @@ EXERCISES = [
         cases=_cases,
         mistakes=[
             Mistake("old noise level", _stays, "you used sigma(t) for the new noise level; where are you going, t or s?"),
+            Mistake("old signal level", _old_alpha, "you used alpha(t) for the new level; where are you going, t or s?"),
+            Mistake("only the guess", lambda D, x, t, s: D(x, t),
+                    "that is where the path would end if s were 0; at s there is noise left"),
+            Mistake("noisy for clean", _noisy_for_clean, "x is noisy already; which of your two tensors is the clean one?"),
+            Mistake("minus", _minus, "which sign has the noise in (0.1)?"),
+            Mistake("swapped", _swapped, "which of the two levels belongs to the picture, and which to the noise?"),
+            Mistake("fresh noise", _fresh_noise,
+                    "your step draws new noise; which noise do we believe is in x already?"),
             Mistake("alpha forgotten", _no_alpha, "the data part must shrink too; what multiplies x_0 in x_t?"),
             Mistake("noise dropped", _no_noise, "a state at time s still holds noise; you returned a clean picture, shrunk"),
             Mistake("variance", _variance, "sigma is a standard deviation already; it multiplies eps as it is"),
@@ -89,7 +122,7 @@ PREDICTIONS = [
     }),
     Prediction("0.2", "c", {
         "a": "No sharp trousers can come out: nothing has yet decided which trousers these shall be.",
-        "b": "The network was trained for this noise level too, and its answer is no noise; it is the best guess.",
+        "b": "The network was trained for this noise level too; its answer is its best guess, not what is left of the noise.",
         "c": "From pure noise every pair of trousers is possible, and the best guess under squared error is their average.",
     }),
 ]

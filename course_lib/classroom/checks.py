@@ -8,7 +8,9 @@ import contextlib
 import copy
 import ctypes
 import functools
+import inspect
 import io
+import itertools
 import linecache
 import numbers
 import threading
@@ -264,7 +266,7 @@ def _compared(task: Exercise, cases: list, yours: list[Outcome], expected: list[
     wrong = [i for i, (y, e) in enumerate(zip(yours, expected)) if _trouble(task, y, e)]
     if not wrong:
         return Verdict("solved")
-    inputs = _describe(cases[wrong[0]][1])
+    inputs = _describe(task, cases[wrong[0]][1])
     if _only_singles_pass([_batch(case) for _, case in cases], wrong):
         return Verdict("wrong", f"right for batch size 1 only, wrong on inputs {inputs}: a value per row, of shape "
                                 "(B,), must be reshaped before it meets a batch of points or images"
@@ -344,15 +346,18 @@ def _dtype(value) -> str:
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 
-def _describe(case: tuple) -> str:
-    """The inputs of a case, tensors by their shapes: "CosineVP, (4, 2), 0.7"."""
-    def word(value):
-        if isinstance(value, Tensor):
-            return str(tuple(value.shape))
-        if isinstance(value, numbers.Number) and not isinstance(value, bool):
-            return f"{value:.3g}"
-        return getattr(value, "__name__", type(value).__name__)
-    return ", ".join(word(value) for value in case)
+def _describe(task: Exercise, case: tuple) -> str:
+    """The inputs of a case by name, tensors by their shapes: "schedule: CosineVP, x: (4, 2), t: 0.7"."""
+    names = [f"{name}: " for name in inspect.signature(task.reference).parameters] if task.call is None else []
+    return ", ".join(name + _word(value) for name, value in itertools.zip_longest(names[:len(case)], case, fillvalue=""))
+
+
+def _word(value) -> str:
+    if isinstance(value, Tensor) and value.ndim:
+        return str(tuple(value.shape))
+    if isinstance(value, (Tensor, numbers.Number)) and not isinstance(value, bool):
+        return f"{float(value):.3g}"
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _where(error: BaseException) -> str:

@@ -189,7 +189,8 @@ def _quiet_lab(root: Path, folder: Path) -> dict[str, str]:
     text = json.dumps(settings).encode("utf-8")
     files.atomic_write(folder / "labconfig" / "default_setting_overrides.json", lambda file: file.write(text))
     paths = [str(folder), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
-    return notebooks.environment(root, JUPYTER_CONFIG_PATH=os.pathsep.join(paths))
+    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])     # `course` in its terminal
+    return notebooks.environment(root, JUPYTER_CONFIG_PATH=os.pathsep.join(paths), PATH=commands)
 
 
 def _has_browser() -> bool:

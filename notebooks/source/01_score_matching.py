@@ -195,7 +195,7 @@ circle = ring()
 parameters = [p.float() for p in (circle.means, circle.stds + 0.35, circle.weights)]         # a little wider, to see more
 wide = GaussianMixture(*parameters)
 ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=2.2)[0], title="your score of a ring")
-plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, n=8, width=0.009)
+plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, n=9, width=0.008)
 plt.show()
 assert torch.allclose(my_mixture_score(points, *parameters), exact_score(wide, points), atol=1e-4)         # eq. (1.3)
 
@@ -239,7 +239,7 @@ reveal("1.1")
 #
 # ## 3. Learning a score without knowing it
 #
-# We have data, not a density. A network $s(x)$ shall match the unknown score in the mean square,
+# We have data, not a density. A network $s(x)$ (in this chapter $s$ is the learned score, in others an earlier time) shall match the unknown score in the mean square,
 #
 # $$ J(s) = \tfrac12\, \mathbb E_{p}\, \bigl| s(x) - \nabla\log p(x) \bigr|^2
 #    = \mathbb E_p \bigl[\tfrac12 |s|^2\bigr] - \mathbb E_p \bigl[ s \cdot \nabla\log p \bigr] + \text{const}. \tag{1.4} $$
@@ -446,8 +446,8 @@ plt.show()
 assert errors["denoising"] < 0.05 and max(errors.values()) < 0.15
 
 # %% [markdown]
-# **Prediction 1.2.** Here is what a log would show of the denoising run: the loss starts near 4, falls for a while, and then
-# stays near 2 however long we train. What does this tell?
+# **Prediction 1.2.** Here is what a log would show of the denoising run: the loss starts between 3 and 4, falls for a while, and
+# then stays near 2 however long we train. What does this tell?
 #
 # * **a**: the network is too small, or the learning rate is wrong,
 # * **b**: nothing bad: no function at all can get below that value,
@@ -485,7 +485,7 @@ print(f"floor {floor:.3f}, by (1.9) {by_formula:.3f}; the end of training {losse
 reveal("1.2")
 
 # %% [markdown]
-# *The loss falls within the first fifty steps from about 4 to the grey line, and stays on it.*
+# *The loss falls within the first steps to the grey line, and stays on it.*
 #
 # The height of the floor tells nothing about the model. What counts is the height *above* it, and on real data nobody knows
 # the floor. Hence: judge by samples, or compare models on the same noise.
@@ -544,13 +544,13 @@ def error_by_density(model, p):
     x = plotting.mesh(3.0, 60, torch.float32)                                                 # a square around both islands
     fall = (p.log_prob(p.means[:1]) - p.log_prob(x.double())).div(2.3026).clamp(0, 3)         # powers of ten below the peak
     bands = [x[fall.floor() == power] for power in (0, 1, 2, 3)]
-    return [relative_l2(model(b).detach(), exact_score(p, b)) if len(b) else float("nan") for b in bands]
+    return [relative_l2(model(b).detach(), exact_score(p, b)) if len(b) else None for b in bands]
 
 
-print("density below the peak:    up to 10    10 - 100    100 - 1000    more")
 by_band = {level: error_by_density(model, smoothed(islands, level)) for level, model in learned.items()}
-for level, (a, b, c, d) in by_band.items():
-    print(f"error at sigma = {level}     {a:8.1%}  {b:10.1%}  {c:12.1%} {d:7.1%}")
+print("density below the peak, times  1 - 10   10 - 100   100 - 1000   more")
+for level, found in by_band.items():
+    print(f"relative error at sigma = {level}", *("  no points" if e is None else f"{e:11.1%}" for e in found))
 assert by_band[0.2][3] > 2 * by_band[0.2][0]
 
 # %%
@@ -560,8 +560,8 @@ for (level, model), ax in zip(learned.items(), plt.subplots(1, 2, figsize=(5.4, 
     ax.fill_between(u, 0, hill * (exact_1.max() / hill.max()), color=plotting.TRUTH, alpha=0.3, lw=0)
     ax.plot(u, exact_1, color=plotting.TRUTH, lw=3, label="exact")
     ax.plot(u, model(line)[:, 0].detach(), color=plotting.ESTIMATE, lw=1.2, label="learned")
-    ax.set(title=f"$\\sigma$ = {level}", xlabel="$x_1$ (with $x_2$ = 0)", ylabel="score, first coordinate")
-    ax.legend(loc="upper right")
+    ax.set(title=f"$\\sigma$ = {level}", xlabel="$x_1$ (with $x_2$ = 0)", ylabel="score, first coordinate" if level < 1 else "")
+    ax.legend(loc="lower left")
 plt.show()
 
 # %%
@@ -569,8 +569,7 @@ reveal("1.3")
 
 # %% [markdown]
 # *Left, small noise: the learned curve follows the exact one under the grey hills of data and cuts the corners between them.
-# Right, large noise: the hills have merged, and the curves agree from end to end. ("nan" in the table: with this much noise no
-# point of the square lies so low.)*
+# Right, large noise: the hills have merged, and the curves agree from end to end.*
 #
 # The strait is exactly what decides how many walkers go left. Large noise fills it: samples of $p_\sigma$ lie there, so the score
 # is learnt there, and it leads from one island to the other. But the score at large noise is that of a *blurred* density. We
@@ -589,15 +588,15 @@ def field_at(sigma):
 flipbook(field_at, sigma=[0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
 
 # %%
-for level, ax in zip((0.1, 1.5, 5.0), plotting.panels(3, size=1.6)):
+for level, ax in zip((0.1, 1.5), plotting.panels(2, size=2.1)):
     p = smoothed(islands, level)
     plotting.density(p.log_prob, 6, ax)
-    plotting.field(partial(exact_score, p), 6, ax, f"sigma = {level}", n=5, width=0.017)
+    plotting.field(partial(exact_score, p), 6, ax, f"sigma = {level}", n=8, width=0.01)
 plt.show()
 
 # %% [markdown]
-# *At 0.1 two separate basins with a wall of long arrows between them; at 1.5 one oblong basin, deeper on the left; at 5 a single
-# bowl, whose bottom lies nearer to the larger island.*
+# *Left, little noise: two separate basins, each with its own arrows, and a watershed between them. Right, more noise: the two
+# grey spots have run into one oblong, darker on the left, and the arrows of the strait lead towards the larger island.*
 #
 # ## 7. Walking with noise levels
 #

@@ -304,7 +304,7 @@ for ax, (name, (ts, xs)) in zip(axes, forward.items()):
     ax.plot(ts, c.sigma(ts), color=plotting.TRUTH, lw=2.5, ls=(0, (2, 1)), label=r"$\sigma$")
     ax.plot(ts[dots], xs[dots].mean(1), "o", ms=3, color=plotting.ESTIMATE, label="simulated mean")
     ax.plot(ts[dots], xs[dots].std(1), "s", ms=3, color=plotting.SECOND, label="simulated std")
-    ax.set(title=name, xlabel="t", ylim=(-5, 50) if name == "VE" else (-2.2, 2.6))
+    ax.set(title=name, xlabel="t", ylim=(-5, 50) if name == "VE" else (-0.15, 1.2))
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 plt.show()
 
@@ -423,7 +423,8 @@ for ax, h in zip(axes, (0.4, 0.1, 0.001)):
     reach = 3.2 * (c.diffusion2(t) * h).sqrt().item()
     overlap = torch.trapezoid(torch.minimum(exact, approximate), u)
     ax.set(title=f"h = {h}: overlap {overlap:.1%}", yticks=[], xlim=(0.1 - reach, 0.1 + reach), xlabel="$x_s$")
-axes[0].legend(loc="upper right")
+axes[0].set_ylim(top=1.75 * axes[0].get_ylim()[1])
+axes[0].legend(loc="upper center")
 plt.show()
 assert overlap > 0.95                                                                           # eq. (2.7), for small h
 
@@ -708,7 +709,8 @@ for ax, view, title in ((axes[0], lambda x: x, "all samples as they are"), (axes
         ax.vlines((10, 30, 100, 1000), d.min(1).values, d.max(1).values, color=color, lw=1)
     ax.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
 axes[0].set_ylabel("sliced Wasserstein distance")
-axes[1].legend()
+axes[0].set_ylim(top=1.5)
+axes[0].legend(loc="upper right", fontsize=7)
 plt.show()
 
 # %% [markdown]
@@ -959,8 +961,7 @@ plotting.image_rows(list(pictures.values()), [f"{n} steps\n{seconds[n]:.1f} s" f
 plt.show()
 
 # %% [markdown]
-# *Four rows of three small pictures of clothes, ancestral sampling with fewer steps from row to row; the last row, of
-# 10 steps, is the poorest.*
+# *Four rows of three small pictures of clothes, ancestral sampling with fewer steps from row to row.*
 #
 # The noise along the way differs from row to row (different steps need different noise), so each row shows other
 # garments; compare quality, and not stitches. Three pictures are an impression and not a measurement. Measured numbers,

@@ -76,12 +76,12 @@ def test_known_mistakes_get_their_hints_and_both_values(capsys, wrong, hint):
     (lambda x, slope: None, "is a `return` missing?"),
     (lambda x, slope: "text", "your function returned str, expected Tensor (1, 2)"),
     (lambda x, slope: (x, x), "your function returned 2 values, expected 1"),
-    (lambda x, slope: right(x, slope).sum(-1), "your result has the shape (1,), expected (1, 2), on inputs (1, 2), (1,)"),
+    (lambda x, slope: right(x, slope).sum(-1), "your result has the shape (1,), expected (1, 2), on inputs x: (1, 2), slope: (1,)"),
     (lambda x, slope: right(x, slope).double(), "your result is float64, expected float32"),
     (lambda x, slope: right(x, slope) / 0 * 0, "your result holds NaN"),
     (lambda x, slope: right(x, slope) / 0, "your result holds infinity"),
-    (lambda x, slope: right(x, slope) + 0.5, "your values differ from the expected ones, on inputs (1, 2), (1,)"),
-    (lambda x, slope: right(x, slope.mean()), "right for batch size 1 only, wrong on inputs (3, 2), (3,)"),
+    (lambda x, slope: right(x, slope) + 0.5, "your values differ from the expected ones, on inputs x: (1, 2), slope: (1,)"),
+    (lambda x, slope: right(x, slope.mean()), "right for batch size 1 only, wrong on inputs x: (3, 2), slope: (3,)"),
     (lambda x: x, "your function raised TypeError"),
     (lambda x, slope: x.nothing, "AttributeError"),
     (lambda x, slope: exit(), "SystemExit"),
@@ -95,7 +95,7 @@ def test_an_error_names_the_learners_line(capsys):
     def fails(x, slope):
         return torch.cat([x, slope])
 
-    assert "at `return torch.cat([x, slope])`, on inputs (1, 2), (1,)" in line_of(capsys, fails)
+    assert "at `return torch.cat([x, slope])`, on inputs x: (1, 2), slope: (1,)" in line_of(capsys, fails)
 
 
 def test_changed_inputs_are_told_and_cannot_reach_the_reference(capsys):
