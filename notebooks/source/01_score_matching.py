@@ -137,7 +137,7 @@ home = partial(my_gaussian_score, m=torch.tensor([0.5, 0.0]))
 points = plotting.mesh(2.5, 9, torch.float32)
 assert torch.allclose(home(points, tau=torch.full((81,), 0.8)), exact_score(bell, points), atol=1e-5)      # eq. (1.2)
 
-ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=2.1)[0], title="your score of one Gaussian")
+ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=2.0)[0], title="your score of one Gaussian")
 plotting.field(lambda x: home(x, tau=torch.full((len(x),), 0.8)), ax=ax, n=6, width=0.01)
 plt.show()
 
@@ -194,7 +194,7 @@ my_mixture_score = exercise("1.2", my_mixture_score)
 circle = ring()
 parameters = [p.float() for p in (circle.means, circle.stds + 0.35, circle.weights)]         # a little wider, to see more
 wide = GaussianMixture(*parameters)
-ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=2.2)[0], title="your score of a ring")
+ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=2.1)[0], title="your score of a ring")
 plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, n=9, width=0.008)
 plt.show()
 assert torch.allclose(my_mixture_score(points, *parameters), exact_score(wide, points), atol=1e-4)         # eq. (1.3)
@@ -588,10 +588,10 @@ def field_at(sigma):
 flipbook(field_at, sigma=[0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
 
 # %%
-for level, ax in zip((0.1, 1.5), plotting.panels(2, size=2.1)):
+for level, ax in zip((0.1, 1.5), plotting.panels(2, size=2.0)):
     p = smoothed(islands, level)
     plotting.density(p.log_prob, 6, ax)
-    plotting.field(partial(exact_score, p), 6, ax, f"sigma = {level}", n=8, width=0.01)
+    plotting.field(partial(exact_score, p), 6, ax, f"sigma = {level}", n=7, width=0.011)
 plt.show()
 
 # %% [markdown]
@@ -750,13 +750,13 @@ for t, guess in denoised.items():
           f"of the average garment {rms(average - clean):.3f}")
 
 # %%
-few, (low, high, top) = slice(3, 8), levels[[1, 3, 5]].tolist()
+few, (low, high, top) = slice(4, 8), levels[[1, 3, 5]].tolist()
 plotting.image_rows([clean[few], noised[low][few], denoised[low][few], denoised[high][few], denoised[top][few]],
                     ["clean", f"noisy, t = {low:.2f}", *(f"guess, t = {t:.2f}" for t in (low, high, top))])
 plt.show()
 
 # %% [markdown]
-# *From above: five clean pictures, the same a little noisy, and the guesses from this and from two much larger noises. With little noise the guess is the picture; with more it loses pattern, then outline; at the
+# *From above: four clean pictures, the same a little noisy, and the guesses from this and from two much larger noises. With little noise the guess is the picture; with more it loses pattern, then outline; at the
 # largest noise every guess is a grey blur of no particular garment.*
 #
 # "One good denoising step should do." It cannot, and not for want of training: many garments could be hiding in the noise, and

@@ -69,11 +69,11 @@ start = torch.randn(2000, 2, generator=seeded(0), dtype=torch.float64)
 share = (walkers[:, 0] < 0).double().mean().item()
 def show_islands(x, ax, title):
     plotting.shaded(islands.log_prob, 3.6, ax)
-    plotting.scatter(x[:400], ax, 3.6, title, size=4)
+    plotting.scatter(x[:300], ax, 3.6, title, size=4)
     ax.set(ylim=(-1.9, 1.9))
 
 
-show_islands(walkers, plt.subplots(figsize=(4, 2.2))[1], f"Langevin: {share:.0%} on the left, where 80 % are due")
+show_islands(walkers, plt.subplots(figsize=(3.4, 1.9))[1], f"Langevin: {share:.0%} on the left, where 80 % are due")
 plt.show()
 
 # %% [markdown]
@@ -535,7 +535,7 @@ print(f"on the left: {share:.1%}, due: 80.0 % ± {error:.1%} (one standard error
 assert abs(share - 0.8) < 4 * error
 
 # %%
-show_islands(arrived, plt.subplots(figsize=(4, 2.2))[1], f"reverse SDE: {share:.0%} on the left")
+show_islands(arrived, plt.subplots(figsize=(3.4, 1.9))[1], f"reverse SDE: {share:.0%} on the left")
 plt.show()
 
 # %% [markdown]
@@ -727,7 +727,7 @@ plt.show()
 def show(name, *evaluations):
     for ax, nfe in zip(plotting.panels(len(evaluations), size=1.8), evaluations):
         plotting.shaded(target.log_prob, 2.3, ax)
-        plotting.scatter(runs[name, nfe][0][0, :400], ax, 2.3, f"{name}\n{nfe} steps", size=1.5)
+        plotting.scatter(runs[name, nfe][0][0, :300], ax, 2.3, f"{name}\n{nfe} steps", size=1.5)
     plt.show()
 
 
@@ -956,8 +956,9 @@ for n in (1000 if full else 200, 100, 30, 10):
     seconds[n] = time.perf_counter() - begin
 
 # %%
-plotting.image_rows(list(pictures.values()), [f"{n} steps\n{seconds[n]:.1f} s" for n in pictures],
-                    ", ".join(data.CLASSES[k] for k in labels.tolist()))
+figure = plotting.image_rows(list(pictures.values()), [f"{n} steps\n{seconds[n]:.1f} s" for n in pictures],
+                             ", ".join(data.CLASSES[k] for k in labels.tolist()))
+figure.set_size_inches(2.9, 2.7)
 plt.show()
 
 # %% [markdown]
