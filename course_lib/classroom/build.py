@@ -12,7 +12,9 @@ A source is a jupytext percent script that also runs by itself. Its header and c
     # %% predict="4.1"          predict("4.1", "b")       a learner gets "?" for the letter
 """
 
+import base64
 import copy
+import io
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -24,6 +26,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode, v4
 from nbgrader.preprocessors import ClearSolutions
+from PIL import Image
 
 from . import banks, notebooks
 
@@ -242,9 +245,18 @@ def _execute(root: Path, name: str, notebook: NotebookNode) -> list[str]:
     warnings = []
     for cell in _code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+        for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
+            data["image/png"] = _light(data["image/png"])
         warnings += [f"stderr of {cell.id}: {output.text.strip()}" for output in cell.outputs
                      if output.get("name") == "stderr"]
     return warnings
+
+
+def _light(png: str) -> str:
+    """The same figure (base64) with at most 64 colours: a third of the size, and no difference that the eye can find."""
+    picture, smaller = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    return base64.b64encode(smaller.getvalue()).decode("ascii")
 
 
 def _is_progress(output: NotebookNode) -> bool:

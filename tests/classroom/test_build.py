@@ -1,9 +1,14 @@
 """course build: what the two notebooks hold, when a solution runs again, and what is refused."""
 
+import base64
+import io
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
+from PIL import Image
 
 from course_lib.classroom import build, notebooks
 
@@ -139,3 +144,17 @@ def test_what_is_wrong_with_a_source_is_named(course, old, new, message):
 def test_an_unknown_chapter_is_named(course):
     with pytest.raises(ValueError, match=r"no chapter 3 in .*source; it has 97"):
         build.build(course, [3])
+
+
+def test_a_stored_figure_is_light_and_looks_the_same():
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.scatter(*torch.randn(2, 500, generator=torch.Generator().manual_seed(0)), s=4, alpha=0.5)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    plt.close(figure)
+    before = base64.b64encode(drawn.getvalue()).decode()
+    after = build._light(before)
+    pixels = [torch.tensor(list(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes()), dtype=torch.float32)
+              for png in (before, after)]
+    assert len(after) < len(before) / 2
+    assert (pixels[0] - pixels[1]).abs().mean() < 1                 # of 255 grey levels
