@@ -93,6 +93,11 @@ def without_normaliser(x, means, tau, weights):
     return pulled(x, means, tau, log_r.softmax(1))
 
 
+def weights_without_logarithm(x, means, tau, weights):
+    log_r = log_shares(x, means, tau, torch.ones_like(weights)) + weights
+    return pulled(x, means, tau, log_r.softmax(1))
+
+
 def normaliser_of_one_dimension(x, means, tau, weights):
     log_r = log_shares(x, means, tau, weights) + (x.shape[1] - 1) * tau.log()
     return pulled(x, means, tau, log_r.softmax(1))
@@ -117,6 +122,8 @@ MIXTURE = Exercise(
                 "you average with the weights that the components have before x is seen; x tells which of them it came from"),
         Mistake("weights forgotten", without_weights,
                 "your responsibilities treat all components as equally frequent: where did the weights go?"),
+        Mistake("weights without logarithm", weights_without_logarithm,
+                "the weight enters a logarithm: log(w p) = log w + log p"),
         Mistake("normaliser forgotten", without_normaliser,
                 "components of different width are not compared fairly: the density of a wide Gaussian is also lower at its peak"),
         Mistake("normaliser of one dimension", normaliser_of_one_dimension,
@@ -145,12 +152,19 @@ def sliced_cases(generator: torch.Generator) -> Iterable[tuple]:
         yield small_network(d, generator), torch.randn(B, d, generator=generator), torch.randn(B, d, generator=generator)
 
 
+class HistoryLost(RuntimeError):
+    """A loss came back whose gradient cannot be computed."""
+
+
 def loss_with_gradient(function, network: nn.Module, *arguments):
     """The loss, and its gradient with respect to the first weights: a loss that cannot be trained is not right."""
     loss = function(network, *arguments)
     if not isinstance(loss, Tensor):
         return loss
-    return loss, torch.autograd.grad(loss.sum(), network[0].weight)[0]
+    try:
+        return loss, torch.autograd.grad(loss.sum(), network[0].weight)[0]
+    except RuntimeError as error:       # told apart from an error inside the learner's own function
+        raise HistoryLost(error) from error
 
 
 def sliced(s, x, left, right, square=0.5, slope=1.0, **graph):
@@ -180,14 +194,24 @@ SLICED = Exercise(
                 "the square of s lacks its 1/2, which the derivation needs: the minimiser would be half the score"),
         Mistake("half on both terms", lambda s, x, v: sliced(s, x, v, v, slope=0.5),
                 "the 1/2 belongs to the square only: integration by parts leaves none on the slope"),
+        Mistake("minus before the slope", lambda s, x, v: sliced(s, x, v, v, slope=-1.0),
+                "which sign did integration by parts leave before the trace?"),
+        Mistake("mean inside the derivative", lambda s, x, v: sliced(s, x, v, v, slope=1 / x.shape[0]),
+                "the batch size divides your slope: sum, do not average, before differentiating"),
+        Mistake("mean of all entries inside the derivative", lambda s, x, v: sliced(s, x, v, v, slope=1 / x.numel()),
+                "the number of entries of x divides your slope: sum, do not average, before differentiating"),
+        Mistake("sum over the batch", lambda s, x, v: sliced(s, x, v, v) * x.shape[0],
+                "a sum over the batch where the mean is due"),
         Mistake("mean over the coordinates", lambda s, x, v: sliced(s, x, v, v) / x.shape[1],
                 "you average over the coordinates too; sum over the d coordinates, average over the batch only"),
         Mistake("slope not differentiable", lambda s, x, v: sliced(s, x, v, v, retain_graph=True),
                 "the value is right, but the slope term has no gradient, so training would only shrink s; "
                 "ask autograd to build the graph of the derivative too"),
+        Mistake("slope without a history", lambda s, x, v: sliced(s, x, v, v, create_graph=False),
+                "your slope is a number without a history; the loss must be differentiated again, by the weights"),
     ],
     tips=["torch.autograd.grad((s_x * v).sum(), x, create_graph=True)[0] has the shape of x and holds v' J for every row",
-          "The two terms of a row are s_x.square().sum(1) / 2 and (slope * v).sum(1)"],
+          "Each of the two terms is one number a row, so sum over axis 1, then take the mean over the rows"],
 )
 
 
@@ -264,6 +288,9 @@ TWEEDIE = Exercise(
         Mistake("one level a row meets the last axis",
                 lambda s, x, schedule, t: (x + schedule.sigma(t) ** 2 * s) / schedule.alpha(t),
                 "alpha and sigma of shape (B,) are broadcast along the last axis of x, which goes unnoticed at B = 1"),
+        Mistake("one new axis for pictures too",
+                lambda s, x, schedule, t: (x + schedule.sigma(t)[:, None] ** 2 * s) / schedule.alpha(t)[:, None],
+                "right for points; for pictures alpha needs the shape (B, 1, 1, 1), and a single number has no axis to index"),
     ],
     tips=["Solve score = (alpha x0_hat - x_t)/sigma^2 for x0_hat",
           "schedule.alpha(t) has the shape of t; per_row(schedule.alpha(t), x) fits x"],
@@ -311,6 +338,8 @@ TILTED = Exercise(
     mistakes=[
         Mistake("noise forgotten", solved_with(lambda a, b, C, eye: C, lambda alpha, m: m),
                 "that is the score of the clean data; what is asked for is the score of x_t, data plus noise"),
+        Mistake("covariance of the clean data", solved_with(lambda a, b, C, eye: C),
+                "that is the spread of the data; where does the noise enter the covariance of x_t?"),
         Mistake("mean not scaled", solved_with(noisy_covariance, lambda alpha, m: m),
                 "your density is centred at m; where is the mean of x_t = alpha x_0 + sigma eps?"),
         Mistake("covariance scaled by alpha", solved_with(lambda a, b, C, eye: a * C + b**2 * eye),
@@ -347,5 +376,10 @@ PREDICTIONS = [
         "a": "A steep place is not a hard one where data are plentiful: the loss averages over the data and spends its effort there.",
         "b": "The loss never asks about a place that no noisy point visits, so whatever stands there is a guess by smoothness.",
         "c": "Smoothness helps between neighbours; it can't tell how suddenly the exact score turns over in the empty strait.",
+    }),
+    Prediction("1.4", answer="c", because={
+        "a": "One basin is right at the first level, but the walkers must also keep up with the levels as these split it in two.",
+        "b": "The levels do help, even in a hurry: while the strait is open, walkers drift to the larger island.",
+        "c": "The walkers lag behind the levels, and the share freezes half-way when the strait empties.",
     }),
 ]

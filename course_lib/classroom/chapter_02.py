@@ -100,6 +100,10 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
             "(1 + f h)^2 = 1 + 2 f h + ...: the variance shrinks at twice the rate of the mean"),
     Mistake("square of the slope", lambda c, t: (c.drift(t), slope(c.sigma, t) ** 2 - 2 * c.drift(t) * c.sigma(t) ** 2),
             "you squared the slope of sigma; the equation has the slope of sigma squared"),
+    Mistake("slope of sigma", lambda c, t: (c.drift(t), slope(c.sigma, t) - 2 * c.drift(t) * c.sigma(t) ** 2),
+            "(2.6) has the slope of sigma^2, not of sigma"),
+    Mistake("right for VP only", lambda c, t: (c.drift(t), -2 * c.drift(t)),
+            "g^2 = -2 f holds where alpha^2 + sigma^2 = 1; here every schedule counts"),
     Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
 ], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something",
          "slope takes any function of t, `lambda u: ...` too"])
@@ -126,6 +130,12 @@ def _signed(x, z, h, f, g2, score, pull=1.0, push=1.0, noise=None):
     return x - h * (pull * f * x - push * g2 * score) + (noise if noise is not None else (g2 * h).sqrt()) * z
 
 
+def _rate(D, x, t, s):
+    """h f, a drift that has forgotten x."""
+    h, f, _, _ = _reverse(D, x, t, s)
+    return h * f
+
+
 REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_step, [
     Mistake("sign of dt", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=-1, push=-1),
             "your drift moves forward in time: the step goes from t down to s, so dt = s - t is negative"),
@@ -143,6 +153,11 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
     Mistake("noise times h", lambda D, x, t, s, z: _signed(
         x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
             "noise grows like the square root of h: n steps of h must add up to the variance of one step of n h"),
+    Mistake("g squared times the root of h", lambda D, x, t, s, z: _signed(
+        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2] * parts[0].sqrt()),
+            "g^2 is a variance, and so is g^2 h; which root belongs before z?"),
+    Mistake("drift without x", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=0) - _rate(D, x, t, s),
+            "f is a rate; what does it multiply?"),
     Mistake("noise twice", lambda D, x, t, s, z: _signed(x, z * torch.randn_like(z), *_reverse(D, x, t, s)),
             "you draw noise again and multiply it with z: the variance stays right, the tails grow heavy, as the kurtosis tells"),
     Mistake("own noise", lambda D, x, t, s, z: _signed(x, torch.randn_like(z), *_reverse(D, x, t, s)),
@@ -184,7 +199,8 @@ def _in_order(ts):
 
 DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
     Mistake("no landing", _driven(_in_order, land=False),
-            "you return the state at the smallest noise level, which is still noisy; land on x0_hat"),
+            "your result is the last state itself, noise and all (D at time 0 gives it back unchanged); "
+            "land on x0_hat, with the time that the state has"),
     Mistake("landing with the wrong time", _driven(_in_order, at=-2),
             "the last state is at ts[-1], but you denoise it as if it were one time earlier in the grid"),
     Mistake("loop index", _driven(lambda ts: [(torch.tensor(float(i)), torch.tensor(i + 1.0), i) for i in range(len(ts) - 1)]),
@@ -252,6 +268,17 @@ def _score_for_x0(D, x, t, s, z):
     return ancestral(_Returns(D, lambda x, t: score(D, x, t)), x, t, s, z)
 
 
+def _ddim(D, x, t, s, z):
+    """The believed noise, shrunk to the level of s."""
+    at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
+    return as_ * D(x, t) + ss * (x - at * D(x, t)) / st
+
+
+def _fresh_noise(D, x, t, s, z):
+    alpha_s, sigma_s = levels(D, x, s)
+    return alpha_s * D(x, t) + sigma_s * z
+
+
 class _Returns:
     """A denoiser that returns something else."""
 
@@ -269,6 +296,8 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
             "you multiply z by the variance beta-tilde; it needs the standard deviation"),
     Mistake("beta for VP only", _posterior(beta=lambda at, st, as_, ss: 1 - (at / as_) ** 2),
             "1 - a^2 is beta for variance-preserving schedules only; the new noise is always what is missing to sigma(t)^2"),
+    Mistake("a for a squared", _posterior(beta=lambda at, st, as_, ss: st**2 - at / as_ * ss**2),
+            "x_s is multiplied by a, so its variance is multiplied by a^2"),
     Mistake("cumulative alpha", _posterior(a=lambda at, st, as_, ss: at),
             "alpha(t) leads from x_0 to x_t; the step from x_s to x_t needs the ratio of two alphas"),
     Mistake("ratio upside down", _posterior(a=lambda at, st, as_, ss: as_ / at),
@@ -279,6 +308,10 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
             "g^2 h is beta for a very small step only; here the step may be as long as you like, and beta is known exactly"),
     Mistake("no noise", _posterior(std=lambda tilde, beta: 0 * tilde),
             "that is the mean of q(x_s | x_t, x_0), not a draw from it: without z the samples come out too narrow"),
+    Mistake("the believed noise again", _ddim,
+            "you keep the believed noise and add none; the draw has the variance beta-tilde"),
+    Mistake("fresh noise", _fresh_noise,
+            "you forget x_t: all of its noise is replaced by new noise, but (2.10) keeps a part of it"),
     Mistake("swapped s and t", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, s: D(x, t)), x, s, t, z),
             "s and t are swapped in your levels: s is the earlier time, with less noise"),
     Mistake("score for x0", _score_for_x0, "the formula wants x0_hat, the output of D itself, where you put the score"),
@@ -314,6 +347,10 @@ FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
             "lambda multiplies a standard deviation; the drift must make up for a variance"),
     Mistake("noise squared", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, lam**2),
             "lambda^2 is the factor of the variance; z needs the standard deviation"),
+    Mistake("half lost", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1 + lam**2, lam),
+            "try lambda = 1: is it the step of exercise 2.3?"),
+    Mistake("root of lambda", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, lam**0.5),
+            "lambda multiplies g, and g^2 stands under the root"),
     Mistake("no one", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, lam**2 / 2, lam),
             "with lambda = 0 your step has no score left, yet the ODE needs half of it"),
     Mistake("sign of dt", lambda D, x, t, s, z, lam: 2 * x - _family(D, x, t, s, -z, (1 + lam**2) / 2, lam),
@@ -331,13 +368,23 @@ PREDICTIONS = [
         "c": "Nobody evaluates the infinite rates: the last step starts from 1 - h, where they are large and finite.",
     }),
     Prediction("2.2", "b", {
+        "a": "That is the Gaussian's guess; but x_t = 0.1 says little about which spot it came from.",
+        "b": "After so long a jump x_t may have come from either spot, and there is next to no data in between.",
+        "c": "0.1 is a little nearer to one spot, but the noise at t is far larger than that: the other past is nearly as likely.",
+    }),
+    Prediction("2.3", "b", {
         "a": "The loss is there, but a distance shows it only where it stands out of the floor.",
         "b": "How many samples fall on each spot is a lottery for exact samples too, and that lottery is most of the floor.",
         "c": "1000 steps do leave an error, but it is far smaller than the difference between two sets of exact samples.",
     }),
-    Prediction("2.3", "c", {
+    Prediction("2.4", "c", {
         "a": "Noise is added at every step, but its amount is chosen to suit the step, not piled on top of what is there.",
         "b": "q(x_s | x_t, x_0) is exact, but x_0 is not known: its mean in place of x_0 drops the spread that x_0 still has.",
         "c": "Each step takes the guess x0_hat for the truth, and so forgets how uncertain it is.",
+    }),
+    Prediction("2.5", "b", {
+        "a": "Cleaner sounds harmless, but the width is made by a balance of noise and pull, and you changed one side of it.",
+        "b": "The noise is what keeps the spot wide against the pull of the score: half the noise, half the width.",
+        "c": "The score with its full factor pulls together what the full noise spreads; with less noise the pull wins.",
     }),
 ]

@@ -1,7 +1,7 @@
 # ---
 # course:
 #   title: Diffusion SDEs
-#   minutes: 90
+#   minutes: 120
 #   needs: [0, 1]
 #   shows: one family of SDEs turns data into noise, the score alone reverses it, and a thousand small steps reach the data
 # ---
@@ -9,11 +9,10 @@
 # %% [markdown]
 # # 02 · Diffusion SDEs: a thousand small steps
 #
-# Chapter 1 ended with a score and with Langevin dynamics, which walks uphill in density while being kicked about by
-# noise. It has a weakness that no patience cures: between two islands of data there is nothing to climb, so a walker
-# stays on the island where it happens to land. In this chapter noise itself becomes the bridge. We turn data into noise
-# by a process so simple that its law is known at every instant, then run the process backwards. All that the way back
-# needs is the score.
+# Chapter 01 ended with a repair: Langevin dynamics, level by level from large noise to small, gets the shares of two
+# islands right, if it is patient. It leaves questions that it cannot answer itself: which levels, how many steps at each,
+# of what size? Here nothing is left to taste. We turn data into noise by a process so simple that its law is known at
+# every instant, then run exactly that process backwards. All that the way back needs is the score.
 #
 # After this chapter you can
 #
@@ -21,10 +20,12 @@
 # * **derive** the drift and diffusion of any schedule $\alpha(t), \sigma(t)$ by taking one derivative (exercise 2.2),
 # * **derive** one small step backwards in time from Bayes' rule, and **implement** it (exercises 2.3 and 2.4),
 # * **implement** DDPM's ancestral step for jumps of any length (exercise 2.5),
-# * **predict** what a schedule does at its singular end, what a distance can show, and how few steps go wrong
-#   (predictions 2.1, 2.2 and 2.3),
+# * **predict** what a schedule does at its singular end, what a long step back looks like, what a distance can show, how
+#   few steps go wrong, and what less noise does (predictions 2.1 to 2.5),
 # * **measure** how many steps a sampler needs, beside the floor below which nothing can be measured (sections 5 to 7),
 # * **transfer** all this to a sampler with as much or as little noise as you like (exercise 2.6).
+#
+# Allow two hours: 75 minutes for the exercises, the rest for reading.
 
 # %%
 import os
@@ -40,7 +41,7 @@ from course_lib.denoiser import eps, levels, per_row, score
 from course_lib.metrics import sliced_wasserstein
 from course_lib.sampling import final, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, uniform
-from course_lib.score_matching import langevin
+from course_lib.score_matching import annealed_langevin
 from course_lib.sde_samplers import ancestral, euler_maruyama, langevin_correction, predictor_corrector
 from course_lib.targets import GaussianMixture, ring, two_islands
 
@@ -58,39 +59,47 @@ def seeded(seed, device="cpu"):
 # %% [markdown]
 # ## The failing case
 #
-# Two islands hold 80 % and 20 % of the data. We know the score *exactly*, we start 2000 walkers in the middle, and we
-# give each of them 1000 evaluations of the score. **How many end on the large island?**
+# Two islands hold 80 % and 20 % of the data, and each is 0.5 wide (its standard deviation). The score is *exact*, the
+# twenty levels are those of chapter 01, and each of 2000 walkers may ask for the score 100 times. **How many end on the
+# large island, and how wide is it?**
 
 # %%
-islands = two_islands()
-D_islands = islands.denoiser(LinearVP())
-start = torch.randn(2000, 2, generator=seeded(0), dtype=torch.float64)
-*_, walkers = langevin(lambda x: score(D_islands, x, D_islands.schedule.t_min), start, 0.01, 1000, seeded(1))
-share = (walkers[:, 0] < 0).double().mean().item()
+def left_island(x):                                             # x (B, 2) -> share of the samples, vertical width
+    left = x[x[:, 0] < 0]
+    return len(left) / len(x), left[:, 1].std().item()
+
+
 def show_islands(x, ax, title):
     plotting.shaded(islands.log_prob, 3.6, ax)
     plotting.scatter(x[:300], ax, 3.6, title, size=4)
     ax.set(ylim=(-1.9, 1.9))
 
 
-show_islands(walkers, plt.subplots(figsize=(3.4, 1.9))[1], f"Langevin: {share:.0%} on the left, where 80 % are due")
+islands, annealing = two_islands(), VE(sigma_max=5.0)
+sigmas = torch.logspace(0.7, -1, 20, dtype=torch.float64)       # 5.0 ... 0.1, five steps at each
+start = 5.0 * torch.randn(2000, 2, generator=seeded(0))
+ts = annealing.time_of_log_snr(-2 * sigmas.log())
+*_, walkers = annealed_langevin(islands.denoiser(annealing), start, ts, steps=5, generator=seeded(1))
+share, wide = left_island(walkers)
+print(f"on the left: {share:.1%}, due: 80.0 %    width there: {wide:.3f}, due: 0.500")
+show_islands(walkers, plt.subplots(figsize=(3.4, 1.9))[1], f"annealed Langevin: {share:.0%} on the left")
 plt.show()
 
 # %% [markdown]
-# *Two grey spots, the left one four times as heavy as the right one; the orange walkers are spread over both about
-# equally.*
+# *Two grey spots, the left one four times as heavy as the right one; the orange walkers are too many on the right, and
+# many lie outside the grey.*
 #
-# Each island is filled beautifully, and the balance between them is wrong: the walkers kept the balance of their start.
-# On an island the score knows the shape of that island, and next to nothing of how much it weighs. By the end of
-# section 4 the same budget of 1000 evaluations gives the right share.
+# The walkers lag behind the falling noise: the shares freeze before they are right, and the islands come out too wide.
+# More patience heals it, as chapter 01 showed. By the end of section 4 the *same 100* evaluations give the right share
+# and the right width, with nothing tuned.
 
 # %% [markdown]
 # ## 1 · From data to noise, one small step at a time
 #
 # **The rule.** Shrink a little, add a little noise, and repeat:
 #
-# $$x_k = \sqrt{1-\beta_k}\; x_{k-1} + \sqrt{\beta_k}\;\epsilon_k, \qquad \epsilon_k \sim N(0, I) \text{ independent}, \quad
-# 0<\beta_k<1. \tag{2.1}$$
+# $$x_k = \sqrt{1-\beta_k}\; x_{k-1} + \sqrt{\beta_k}\;\varepsilon_k, \qquad \varepsilon_k \sim \mathcal N(0, I) \text{ independent},
+# \quad 0<\beta_k<1. \tag{2.1}$$
 #
 # Why the square roots? If $x_{k-1}$ has variance 1, then $x_k$ has variance $(1-\beta_k) + \beta_k = 1$ again. Such a
 # chain is called *variance preserving* (VP).
@@ -98,7 +107,7 @@ plt.show()
 # **Two steps by hand.** Put $x_1$ into the formula for $x_2$:
 #
 # $$x_2 = \underbrace{\sqrt{1-\beta_2}\sqrt{1-\beta_1}}_{\alpha_2}\; x_0
-#   + \sqrt{1-\beta_2}\sqrt{\beta_1}\;\epsilon_1 + \sqrt{\beta_2}\;\epsilon_2 .$$
+#   + \sqrt{1-\beta_2}\sqrt{\beta_1}\;\varepsilon_1 + \sqrt{\beta_2}\;\varepsilon_2 .$$
 #
 # The two noises are independent and Gaussian, so their sum is Gaussian and their *variances* add:
 #
@@ -124,15 +133,15 @@ print(f"tempting: sum of betas {beta.sum():.3f}, product of betas {beta.prod():.
 assert torch.allclose((1 - beta[1]) * beta[0] + beta[1], 1 - alpha2**2)                         # eq. (2.2)
 
 # %% [markdown]
-# The next step is like the second: if $x_{k-1} = \alpha_{k-1} x_0 + \sigma_{k-1}\epsilon$ with
+# The next step is like the second: if $x_{k-1} = \alpha_{k-1} x_0 + \sigma_{k-1}\varepsilon$ with
 # $\alpha_{k-1}^2+\sigma_{k-1}^2=1$, then $x_k$ has signal $\sqrt{1-\beta_k}\,\alpha_{k-1}$, and noise variance
 # $(1-\beta_k)(1-\alpha_{k-1}^2) + \beta_k = 1 - (1-\beta_k)\alpha_{k-1}^2$. By induction, for every $k$,
 #
-# $$x_k = \alpha_k x_0 + \sigma_k \epsilon, \qquad \alpha_k = \prod_{j\le k} \sqrt{1-\beta_j}, \qquad
+# $$x_k = \alpha_k x_0 + \sigma_k \varepsilon, \qquad \alpha_k = \prod_{j\le k} \sqrt{1-\beta_j}, \qquad
 # \sigma_k = \sqrt{1-\alpha_k^2}. \tag{2.3}$$
 #
-# In this course $\alpha$ always means the *cumulative* factor that leads from $x_0$ to $x_k$. (Papers that write
-# $\alpha_k$ for $1-\beta_k$ write $\sqrt{\bar\alpha_k}$ for ours.)
+# This is (0.1), now derived from small steps. In this course $\alpha$ always means the *cumulative* factor that leads
+# from $x_0$ to $x_k$. (Papers that write $\alpha_k$ for $1-\beta_k$ write $\sqrt{\bar\alpha_k}$ for ours.)
 #
 # **Exercise 2.1 · ●○○ · 8 min · eq. (2.3)**
 #
@@ -171,24 +180,26 @@ print("sigma ", "  ".join(f"{sigma[k - 1]:.4f}" for k in shown))
 # *An ankle boot, clean on the left, fades into noise; by the middle of the chain, at k = 500, nothing of it can be made
 # out.*
 #
-# At $k = 1000$ a signal of less than 1 % is left. This matters: sampling starts from *pure* noise, and pure noise is
-# the right start only if $\alpha$ at the end is nearly 0. Print $\alpha$ at the start of every sampler that you use:
-# one that starts at step 981 of 1000, say, or whose last $\alpha$ is far from 0, gives pictures of one and the same
-# medium brightness.
+# At $k = 1000$ a signal of less than 1 % is left. This matters: sampling starts from *pure* noise, and pure noise is the
+# right start only if the *signal-to-noise ratio* $\alpha/\sigma$ is nearly 0 at the end. For VP this means
+# $\alpha\approx0$; the schedule VE, which you will meet in section 2, keeps $\alpha=1$ and makes $\sigma=50$ instead.
+# Print $\alpha/\sigma$ at the start of every sampler that you use: one that starts at step 981 of 1000, say, or where
+# that ratio is far from 0, gives pictures of one and the same medium brightness.
 
 # %% [markdown]
 # ## 2 · From steps to a differential equation
 #
 # **Thinner and thinner steps.** Give the chain a clock: $t = k/T$, a step lasts $h = 1/T$, and $\beta_k = \beta(t)\,h$
 # shrinks with the step. Since $\sqrt{1-\beta h} = 1 - \tfrac12\beta h + O(h^2)$, one step of (2.1) is
-# $x_{t+h} = x_t - \tfrac12\beta(t)\, x_t\, h + \sqrt{\beta(t)\,h}\;\epsilon$. Give the two rates names of their own:
+# $x_{t+h} = x_t - \tfrac12\beta(t)\, x_t\, h + \sqrt{\beta(t)\,h}\;\varepsilon$. Give the two rates names of their own:
 #
-# $$x_{t+h} = x_t + f(t)\, x_t\, h + g(t)\sqrt{h}\;\epsilon
+# $$x_{t+h} = x_t + f(t)\, x_t\, h + g(t)\sqrt{h}\;\varepsilon
 # \qquad\text{which as } h\to 0 \text{ is written}\qquad dx = f(t)\,x\,dt + g(t)\,dw. \tag{2.4}$$
 #
-# This is a *stochastic differential equation* (SDE), and for us it *means* the left formula with a small $h$, which is
-# called an Euler-Maruyama step. $f$ is the drift, $g$ the diffusion. Why does the noise come with $\sqrt h$? Because
-# variances add: $n$ steps of length $h$ must make as much noise as one step of length $nh$, and
+# This is a *stochastic differential equation* (SDE). $dw$ stands for the kick $\sqrt h\,\varepsilon$, and (2.4) for the
+# limit of ever smaller steps; for us it *means* the left formula with a small $h$, which is called an Euler-Maruyama
+# step. $f x$ is the drift, with the rate $f$ (the library's `drift`), and $g$ the diffusion. Why does the noise come with
+# $\sqrt h$? Because variances add: $n$ steps of length $h$ must make as much noise as one step of length $nh$, and
 # $n\cdot(\sqrt h)^2 = nh$.
 #
 # **What does it do to mean and variance?** Fix $x_0$, and let $m$ and $v$ be mean and variance of $x_t$. One step
@@ -200,8 +211,8 @@ print("sigma ", "  ".join(f"{sigma[k - 1]:.4f}" for k in shown))
 #
 # $$m' = f\,m, \qquad v' = 2f\,v + g^2. \tag{2.5}$$
 #
-# **Now backwards: from the marginals to the SDE.** We would rather *choose* how signal and noise develop, that is, we
-# want $x_t = \alpha(t)\,x_0 + \sigma(t)\,\epsilon$. So put $m = \alpha x_0$ and $v = \sigma^2$ into (2.5), and solve
+# **The other way round: from $\alpha$ and $\sigma$ to the SDE.** We would rather *choose* how signal and noise develop,
+# that is, we want $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$. So put $m = \alpha x_0$ and $v = \sigma^2$ into (2.5), and solve
 # for $f$ and $g^2$:
 #
 # $$f = \frac{\alpha'}{\alpha} = \frac{d\log\alpha}{dt}, \qquad g^2 = \frac{d\,\sigma^2}{dt} - 2 f\,\sigma^2. \tag{2.6}$$
@@ -212,7 +223,7 @@ print("sigma ", "  ".join(f"{sigma[k - 1]:.4f}" for k in shown))
 #
 # | schedule | $\alpha(t)$ | $\sigma(t)$ |
 # |---|---|---|
-# | linear VP | $e^{-B/2}$ with $B(t) = \int_0^t \beta$, $\beta$ linear in $t$ | $\sqrt{1-\alpha^2}$ |
+# | linear VP | $e^{-B/2}$ with $B(t) = \int_0^t \beta$, $\beta(t) = 0.1 + 19.9\,t$ (Ho's $\beta_k$ times 1000) | $\sqrt{1-\alpha^2}$ |
 # | cosine VP | $\cos(\pi t/2)$ | $\sin(\pi t/2)$ |
 # | VE, variance exploding | $1$ | $\sigma_{\min}\sqrt{r^{2t}-1}$, with $r=\sigma_{\max}/\sigma_{\min}$ |
 # | sub-VP | as linear VP | $1-\alpha^2$ |
@@ -288,10 +299,11 @@ x0 = torch.ones(2000, dtype=torch.float64)
 forward = {name: (ts := rising(c.t_max), simulate(c, x0, ts, seeded(4))) for name, c in SCHEDULES.items()}
 
 # %%
-print("schedule    t_max    alpha  sim. mean      sigma  sim. std")
+print("schedule    t_max    alpha  sim. mean (± error)     sigma  sim. std")
 for name, (ts, xs) in forward.items():
-    c, end = SCHEDULES[name], ts[-1]
-    print(f"{name:10} {end:.4f}  {c.alpha(end):7.4f}  {xs[-1].mean():9.4f}   {c.sigma(end):8.4f}  {xs[-1].std():8.4f}")
+    c, end, error = SCHEDULES[name], ts[-1], xs[-1].std() / 2000**0.5                           # of a mean of 2000 paths
+    print(f"{name:10} {end:.4f}  {c.alpha(end):7.4f}  {xs[-1].mean():9.4f} ± {error:.4f}   {c.sigma(end):8.4f}"
+          f"  {xs[-1].std():8.4f}")
     middle = xs[500]
     assert abs(middle.mean() - c.alpha(ts[500])) < 4 * c.sigma(ts[500]) / 2000**0.5             # eq. (2.5), the mean
     assert abs(middle.std() / c.sigma(ts[500]) - 1) < 0.07                                      # eq. (2.5), the variance
@@ -312,7 +324,8 @@ plt.show()
 # *Five panels, one a schedule: the round dots of the simulated mean lie on the grey line of alpha, the square dots of
 # the simulated standard deviation on the dashed grey line of sigma.*
 #
-# Formula and simulation agree for every schedule, within the error of 2000 samples and 1000 steps. (The cosine schedule
+# Formula and simulation agree for every schedule, within the error of 2000 samples and 1000 steps. (At the end of VE
+# the noise is so large that 2000 paths do not fix the mean better than to about 1. The cosine schedule
 # is the worst: at its very end the simulated deviation is a few per cent too high. Remember that.) From now on we can
 # jump to any time in one go, and simulate only where we must: on the way back.
 #
@@ -324,9 +337,9 @@ plt.show()
 #
 # **Prediction 2.1.** $\sigma(1) = 1$, so the variance at the end should be 1. What will the simulation give?
 #
-# * (a) 1, up to sampling error;
-# * (b) 2;
-# * (c) infinity, or NaN.
+# * **a**: 1, up to sampling error,
+# * **b**: 2,
+# * **c**: infinity, or NaN.
 
 # %% predict="2.1"
 predict("2.1", "b")
@@ -353,9 +366,12 @@ for t in (1 - 1e-9, D.schedule.t_max):
 try:
     D.schedule.drift(1.0)
 except ValueError as error:
-    print("at t = 1:", error)
+    print("ValueError:", error)
 
 # %% [markdown]
+# Why a million? Drift and score term together give $-h/(1-t)$ times $x$: before the step $1/(1-t)=10^9$, and times
+# $h=10^{-3}$ this is a factor of $10^6$ (its sign is lost in the standard deviation).
+#
 # Hence the rule of this course: grids start at `schedule.t_max`, where the log-SNR $\log(\alpha^2/\sigma^2)$ is $-10$
 # (or at 1, for a schedule that never gets there), and the library refuses to evaluate an infinite rate.
 
@@ -367,11 +383,10 @@ except ValueError as error:
 #
 # $$p(x_s \mid x_t) \;\propto\; p(x_t \mid x_s)\; p_s(x_s).$$
 #
-# The first factor is the forward step (2.4), a Gaussian. The second is the marginal density at time $s$. Take one
-# dimension, write $x$ for the known $x_t$, and take logarithms:
+# The first factor is the forward step (2.4), a Gaussian. The second, $p_s$, is the *marginal*: the density of $x_s$ over
+# all data. Take one dimension, write $x$ for the known $x_t$, and take logarithms:
 #
 # $$\log p(x_s \mid x) = -\frac{(x - x_s - f x_s h)^2}{2 g^2 h} + \log p_s(x_s) + \text{const}.$$
-#
 # Now let $h$ be small. A step moves by about $g\sqrt h$, so $x_s$ is close to $x$, and two things may be simplified,
 # each with an error that vanishes faster than what we keep: $f x_s h \approx f x h$, and the density's logarithm is a
 # straight line,
@@ -379,25 +394,44 @@ except ValueError as error:
 # $$\log p_s(x_s) \approx \log p_t(x) + (x_s - x)\, \nabla \log p_t(x),$$
 #
 # with the score $\nabla\log p_t$ as its slope. Write $d = x_s - x + fxh$ for the part of the move that is not drift.
-# Then the exponent is $-d^2/(2g^2h) + d\,\nabla\log p_t(x)$ + const, a parabola in $d$. Completing the square puts its
+# Then the exponent is $-d^2/(2g^2h) + d\,\nabla\log p_t(x)$ + const.
+#
+# Was it right to drop the rest? $d$ is of size $\sqrt h$. So $d^2/(2g^2h)$ is of size 1 and $d\,\nabla\log p_t$ of size
+# $\sqrt h$: these we keep. The curvature of $\log p$, the change of the score from $s$ to $t$, and $f x_s h$ against
+# $f x h$ each change the exponent by an amount of size $h$ or less, and we drop them.
+#
+# What is left is a parabola in $d$. Completing the square puts its
 # top at $d = g^2 h\,\nabla\log p_t(x)$ and leaves its width alone. In words, $p(x_s\mid x_t)$ is a Gaussian again, of
 # variance $g^2h$, and
 #
-# $$x_s = x_t - h\,\big[f(t)\,x_t - g(t)^2\,\nabla\log p_t(x_t)\big] + g(t)\sqrt h\; z, \qquad z\sim N(0, I). \tag{2.7}$$
+# $$x_s = x_t - h\,\big[f(t)\,x_t - g(t)^2\,\nabla\log p_t(x_t)\big] + g(t)\sqrt h\; z, \qquad z\sim \mathcal N(0, I). \tag{2.7}$$
+#
+# In more dimensions the noise of each coordinate is independent, and the same holds coordinate by coordinate.
 #
 # As $h\to0$ this is an SDE that runs from noise to data, the *reverse-time SDE* (Anderson, 1982):
 #
 # $$dx = \big[f\,x - g^2\,\nabla\log p_t(x)\big]\,dt + g\,d\bar w, \qquad dt<0. \tag{2.8}$$
 #
-# The derivation is honest about one step, and it leaves one thing open: that the errors of $1/h$ steps together still
+# Here $d\bar w$ is the kick of a step backwards. The derivation is honest about one step, and it leaves one thing open: that the errors of $1/h$ steps together still
 # vanish as $h\to0$. That is a theorem; here we shall measure it.
 #
 # A tempting wrong idea: "running backwards means changing the sign of the drift and the noise". Noise has no sign:
-# $-\epsilon$ is as good a noise as $\epsilon$. Noise on the way back goes on *spreading* the samples, and only the
+# $-\varepsilon$ is as good a noise as $\varepsilon$. Noise on the way back goes on *spreading* the samples, and only the
 # score pulls them together.
 #
 # **How small is small?** Here is a case where the exact $p(x_s\mid x_t)$ can be drawn: two narrow spots at $\pm1$, at
-# time $t=0.5$, and a point $x_t$ near the middle. We compare it with the Gaussian of (2.7), for three lengths of step.
+# time $t=0.5$, and a point $x_t = 0.1$ near the middle. In the code below, `jump` is the forward jump from $s$ to
+# $t$ (section 6 derives it as (2.9)), and the line after it is Bayes' rule on a mesh: forward jump times $p_s$. We
+# compare the result with the Gaussian of (2.7), for steps of $h = 0.4$, $0.1$ and $0.001$.
+#
+# **Prediction 2.2.** What does the exact $p(x_s\mid x_t)$ look like for the longest step, $h = 0.4$?
+#
+# * **a**: one hump, a little skew,
+# * **b**: two separate peaks,
+# * **c**: one peak, at the nearer spot.
+
+# %% predict="2.2"
+predict("2.2", "b")
 
 # %%
 pair, c = GaussianMixture([[-1.0], [1.0]], 0.15), LinearVP()
@@ -410,7 +444,8 @@ def gaussian(u, mean, variance):
 
 def one_step_back(s):                                           # exact density and its Gaussian (2.7), on the mesh u
     a = c.alpha(t) / c.alpha(s)                                 # x_t given x_s is N(a x_s, sigma_t^2 - a^2 sigma_s^2)
-    exact = gaussian(x_t, a * u, c.sigma(t) ** 2 - a**2 * c.sigma(s) ** 2)[0] * pair.marginal(c, s).log_prob(u[:, None]).exp()
+    jump = gaussian(x_t, a * u, c.sigma(t) ** 2 - a**2 * c.sigma(s) ** 2)[0]
+    exact = jump * pair.marginal(c, s).log_prob(u[:, None]).exp()                               # Bayes' rule
     mean = x_t - (t - s) * (c.drift(t) * x_t - c.diffusion2(t) * score(pair.denoiser(c), x_t, t))
     return exact / torch.trapezoid(exact, u), gaussian(u, mean[0, 0], c.diffusion2(t) * (t - s))
 
@@ -428,6 +463,9 @@ axes[0].legend(loc="upper center")
 plt.show()
 assert overlap > 0.95                                                                           # eq. (2.7), for small h
 
+# %%
+reveal("2.2")
+
 # %% [markdown]
 # *Left, a step of 0.4: the exact density has two separate peaks, the Gaussian one broad hump that misses both. Middle,
 # a step of 0.1: they begin to agree. Right, a step of 0.001: one curve.*
@@ -440,7 +478,7 @@ assert overlap > 0.95                                                           
 #
 # Write `my_reverse_step(D, x, t, s, z)`: one Euler-Maruyama step from $t$ down to $s < t$ with the noise `z` that is
 # handed in. `D.schedule` has `.drift(t)` and `.diffusion2(t)` (your exercise 2.2, in closed form), and `score(D, x, t)`
-# is the score from chapter 1. `t` and `s` hold one time per row, or a single one for all; `per_row(c, x)` shapes such a
+# is the score from chapter 01. `t` and `s` hold one time per row, or a single one for all; `per_row(c, x)` shapes such a
 # coefficient so that it multiplies `x`, be it a batch of points `(B, 2)` or of images `(B, 1, 8, 8)`. The first two
 # lines are given.
 
@@ -448,7 +486,7 @@ assert overlap > 0.95                                                           
 def my_reverse_step(D, x, t, s, z):                             # x, z (B, ...); t, s () or (B,) -> (B, ...)
     h = per_row(t - s, x)                                       # > 0
     f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
-    ### BEGIN SOLUTION one line: the state, minus h times the drift, plus the noise
+    ### BEGIN SOLUTION one line: the state, minus h times the bracket of (2.7), plus the noise
     return x - h * (f * x - g2 * score(D, x, t)) + (g2 * h).sqrt() * z
     ### END SOLUTION
 
@@ -463,15 +501,16 @@ my_reverse_step = exercise("2.3", my_reverse_step)
 # * *I get NaN*: a square root of something negative, almost surely $g^2 h$ with $h = s - t$.
 # * *Shapes do not match*, or *right for batch size 1 only*: a tensor of shape `(B,)` met one of shape `(B, 2)`. Wrap it
 #   in `per_row(..., x)`.
-# * *My samples fly off*: the sign of the score, or of $h$. Think of data $N(0,1)$ under VP: every $p_t$ is $N(0,1)$,
-#   its score is $-x$, and the step must give
+# * *My samples fly off*: the sign of the score, or of $h$. Think of data $\mathcal N(0,1)$ under VP: every $p_t$
+#   is $\mathcal N(0,1)$, its score is $-x$, and the step must give
 #   $x - h(-\tfrac12 g^2 x + g^2x) + \dots = (1-\tfrac12g^2h)\,x + g\sqrt h\,z$, which shrinks.
 #
 # </details>
 #
-# Two checks that catch what a histogram of the samples lets pass. The first: on $N(0,1)$ a step of a VP schedule must
+# Two checks that catch what a histogram of the samples lets pass. The first: on $\mathcal N(0,1)$ a step of a VP schedule must
 # shrink, as in the fold above. The second: **is your noise Gaussian?** A published lab once multiplied two draws of
-# noise without noticing: the variance stays right, and the tails grow heavy. The fourth moment tells.
+# noise without noticing: the variance stays right, and the tails grow heavy. The *kurtosis*,
+# $\mathbb E[z^4]/\mathbb E[z^2]^2$, tells: it is 3 for a Gaussian, and $3\cdot3=9$ for the product of two.
 
 # %%
 unit, t, s = GaussianMixture([[0.0, 0.0]], 1.0).denoiser(LinearVP()), 0.6, 0.59
@@ -479,11 +518,15 @@ x, z = torch.full((50_000, 2), 0.7, dtype=torch.float64), torch.randn(50_000, 2,
 g2h = LinearVP().diffusion2(t) * (t - s)
 assert torch.allclose(my_reverse_step(unit, x, torch.tensor(t), torch.tensor(s), 0 * z), (1 - g2h / 2) * x)      # eq. (2.7)
 kick = my_reverse_step(unit, x, torch.tensor(t), torch.tensor(s), z) - (1 - g2h / 2) * x
-print(f"variance of the kick / g^2 h: {kick.var() / g2h:.3f}    kurtosis: {(kick**4).mean() / kick.var() ** 2:.3f}")
 twice = (z * z.flip(0)) * g2h.sqrt()
-print(f"noise drawn twice:            {twice.var() / g2h:.3f}    kurtosis: {(twice**4).mean() / twice.var() ** 2:.3f}")
+for name, noise in (("your kick", kick), ("noise drawn twice", twice)):
+    kurtosis = (noise**4).mean() / noise.var() ** 2
+    print(f"{name:18} variance / g^2 h: {noise.var() / g2h:.3f}    kurtosis: {kurtosis:.3f}")
+    assert abs(kurtosis - 3) < 0.2 if noise is kick else kurtosis > 6                           # Gaussian, or not
 
 # %% [markdown]
+# Both have the right variance; only the fourth moment tells them apart. Yours is Gaussian.
+#
 # ## 4 · The loop
 #
 # A sampler is a *time grid* $t_0 > t_1 > \dots > t_n$, a start $x$ at $t_0$, and a loop that steps from each time to
@@ -522,28 +565,30 @@ my_sampler = exercise("2.4", my_sampler)
 #
 # </details>
 #
-# Back to the islands, with the same budget of 1000 evaluations: 999 steps and the landing. `prior` draws the start,
-# pure noise of the size $\sigma$ that the schedule has at `t_max`. **Is the balance right now?**
+# Back to the islands, with the same budget of 100 evaluations: 99 steps and the landing. `prior` draws the start, pure
+# noise of the size $\sigma$ that the schedule has at `t_max`. **Are the balance and the width right now?**
 
 # %%
-ts = uniform(999, LinearVP())
+D_islands, ts = islands.denoiser(LinearVP()), uniform(99, LinearVP())
 x = prior(D_islands, (2000, 2), seeded(8))
-noise = torch.randn(999, 2000, 2, generator=seeded(9))
+noise = torch.randn(99, 2000, 2, generator=seeded(9))
 arrived = my_sampler(D_islands, x, ts, my_reverse_step, noise)
-share, error = (arrived[:, 0] < 0).double().mean().item(), (0.8 * 0.2 / 2000) ** 0.5
+(share, wide), error = left_island(arrived), (0.8 * 0.2 / 2000) ** 0.5
 print(f"on the left: {share:.1%}, due: 80.0 % ± {error:.1%} (one standard error of 2000 samples)")
-assert abs(share - 0.8) < 4 * error
+print(f"width there: {wide:.3f}, due: 0.500")
+assert abs(share - 0.8) < 4 * error and abs(wide - 0.5) < 0.04
 
 # %%
 show_islands(arrived, plt.subplots(figsize=(3.4, 1.9))[1], f"reverse SDE: {share:.0%} on the left")
 plt.show()
 
 # %% [markdown]
-# *The same two islands; now four out of five dots lie on the left one.*
+# *The same two islands; now four out of five dots lie on the left one, and the dots keep to the grey.*
 #
-# The failing case is mended, with no better score and no more evaluations. Noise was the bridge: at $t$ near 1 the
-# islands are one cloud, in which the score leads every walker to its place; while the noise falls, the cloud parts in
-# the right proportion.
+# The failing case is mended, with no better score and no more evaluations. Noise was the bridge for Langevin too; what is
+# new is that nobody chose levels or sizes. At $t$ near 1 the islands are one cloud, in which the score leads every walker
+# to its place; while the noise falls, each step goes exactly as far as (2.7) says, and the cloud parts in the right
+# proportion.
 #
 # ### The walk, seen in time
 #
@@ -647,16 +692,16 @@ for n in (120, 500, N):
 # itself: distances from 120 samples are mostly noise. With a few thousand, 10 steps stand out. Now for the cases in
 # between.
 #
-# **Prediction 2.2.** Euler-Maruyama, and two more samplers that sections 6 and 7 explain, run with 1000, 100, 30 and 10
-# evaluations, a few thousand samples each. Coming down from 1000, where does the distance first stand clearly above the
-# floor?
+# **Prediction 2.3.** Euler-Maruyama and two more samplers run with 1000, 100, 30 and 10 evaluations, a few thousand
+# samples each: *ancestral sampling* (section 6), and a *predictor-corrector*, which adds a Langevin move after each step
+# (section 7). Coming down from 1000, where does the distance first stand clearly above the floor?
 #
-# * (a) At 100 already: every loss of accuracy shows in the distance.
-# * (b) Only at 10; at 100 and 30 the distance can hardly be told from the floor.
-# * (c) Everywhere: even 1000 steps leave an error that so many samples reveal.
+# * **a**: at 100 already: every loss of accuracy shows in the distance,
+# * **b**: only at 10, and even there barely for the best of the three,
+# * **c**: everywhere: even 1000 steps leave an error that so many samples reveal.
 
-# %% predict="2.2"
-predict("2.2", "b")
+# %% predict="2.3"
+predict("2.3", "b")
 
 # %%
 STEPS = {"Euler-Maruyama": (euler_maruyama, 1), "ancestral": (ancestral, 1), "predictor-corrector": (predictor_corrector(), 2)}
@@ -672,7 +717,7 @@ for (name, nfe), (x, _, seconds) in runs.items():
     print(f"{name:20} {nfe:5} evaluations: {d.mean():.3f} ± {d.std():.3f}   {seconds / SEEDS:.2f} s for {N} samples")
 
 # %%
-reveal("2.2")
+reveal("2.3")
 
 # %% [markdown]
 # ### A better instrument
@@ -714,9 +759,9 @@ axes[0].legend(loc="upper right", fontsize=7)
 plt.show()
 
 # %% [markdown]
-# *Distance against evaluations, both axes logarithmic, the floor as a grey band. Left, the curves sink into the band at
-# 30 evaluations and stay there; right, after folding, the band lies much lower: at 30 all curves stand far above it,
-# and at 1000 they come down to it.*
+# *Distance against evaluations, both axes logarithmic, the floor as a grey band. Left, two curves start far above the
+# band at 10 evaluations and ancestral sampling at its edge; from 30 on all lie in it. Right, after folding, the band lies
+# much lower: at 30 all curves stand far above it, and at 1000 they come down to it.*
 #
 # This is the claim of the chapter, now visible: **1000 small steps reach the data distribution, as closely as these
 # samples can tell; 100 come near, 30 do not, 10 are far off.** And it is a warning: the left panel, the natural thing
@@ -744,11 +789,11 @@ show("Euler-Maruyama", 1000, 100, 30, 10)
 # Gaussian and known exactly, over *any* distance. If only we knew $x_0$, we could draw $x_s$ given $x_t$ without any
 # approximation. DDPM does so, and puts its best guess, $\hat x_0 = D(x_t, t)$, in the place of $x_0$.
 #
-# **Forward, from $s$ to $t$.** From $x_s = \alpha_s x_0 + \sigma_s\epsilon$ to
-# $x_t = \alpha_t x_0 + \sigma_t\epsilon'$: the signal must be multiplied by the ratio of the two alphas, and what this
+# **Forward, from $s$ to $t$.** From $x_s = \alpha_s x_0 + \sigma_s\varepsilon$ to
+# $x_t = \alpha_t x_0 + \sigma_t\varepsilon'$: the signal must be multiplied by the ratio of the two alphas, and what this
 # leaves of the old variance must be filled up with new noise:
 #
-# $$x_t = a\,x_s + \sqrt\beta\;\epsilon, \qquad a = \frac{\alpha_t}{\alpha_s}, \qquad
+# $$x_t = a\,x_s + \sqrt\beta\;\varepsilon, \qquad a = \frac{\alpha_t}{\alpha_s}, \qquad
 # \beta = \sigma_t^2 - a^2\sigma_s^2. \tag{2.9}$$
 #
 # For neighbouring steps of a VP chain this is (2.1). For skipped steps it is the *effective* beta: under VP it becomes
@@ -764,7 +809,7 @@ show("Euler-Maruyama", 1000, 100, 30, 10)
 # $1/\sigma_s^2 + a^2/\beta = (\beta + a^2\sigma_s^2)/(\sigma_s^2\beta) = \sigma_t^2/(\sigma_s^2\beta)$, by (2.9).
 # Collect $x_s$: the precision times the mean is $\alpha_s x_0/\sigma_s^2 + a x_t/\beta$. Hence
 #
-# $$q(x_s\mid x_t,x_0) = N\big(\tilde\mu,\tilde\beta\big), \qquad
+# $$q(x_s\mid x_t,x_0) = \mathcal N\big(\tilde\mu,\tilde\beta\big), \qquad
 # \tilde\beta = \frac{\sigma_s^2}{\sigma_t^2}\,\beta, \qquad
 # \tilde\mu = \frac{\alpha_s\,\beta\;x_0 + a\,\sigma_s^2\;x_t}{\sigma_t^2}. \tag{2.10}$$
 #
@@ -819,7 +864,7 @@ my_ancestral = exercise("2.5", my_ancestral)
 #
 # </details>
 #
-# **Is your step DDPM's?** Ho et al. (2020, algorithm 2) write it with a network that predicts the noise $\epsilon$, and
+# **Is your step DDPM's?** Ho et al. (2020, algorithm 2) write it with a network that predicts the noise $\varepsilon$, and
 # for neighbouring steps only. With $\beta$, $\tilde\beta$ from the fine chain their formula must give the same numbers.
 
 # %%
@@ -838,20 +883,21 @@ assert torch.allclose(my_ancestral(D64, x, t, s, z), theirs)                    
 # So *DDPM is 1000 ancestral steps on a linear VP schedule*. And for small steps it is nearly Euler-Maruyama: both
 # converge to the same SDE. For long steps they part ways.
 #
-# **Prediction 2.3.** With 30 steps, are the spots that ancestral sampling makes too wide, too narrow, or right?
+# **Prediction 2.4.** With 30 steps, are the spots that ancestral sampling makes too wide, too narrow, or right?
 #
-# * (a) Too wide: noise is added again and again.
-# * (b) Right: (2.10) is exact for a jump of any length.
-# * (c) Too narrow.
+# * **a**: too wide: noise is added again and again,
+# * **b**: right: (2.10) is exact for a jump of any length,
+# * **c**: too narrow.
 
-# %% predict="2.3"
-predict("2.3", "c")
+# %% predict="2.4"
+predict("2.4", "c")
 
 # %% [markdown]
-# We need no samples to find out. On a single Gaussian spot $N(0, 0.15^2)$ the denoiser is linear in $x$, so a step is
+# We need no samples to find out. On a single Gaussian spot $\mathcal N(0, 0.15^2)$ the denoiser is linear in $x$, so a step is
 # $x_s = A x_t + C z$, and the variance goes $v \to A^2 v + C^2$. The step itself tells its two numbers: feed it
 # $x=1, z=0$ to get $A$, and $x=0, z=1$ to get $C$. **This gives the width at the end exactly, for any sampler and any
-# grid.**
+# grid.** Beside it we plot the ring's samples of section 5. All eight spots lie at the same distance from the middle,
+# so the spread of $|x|$ is the width of a spot in the radial direction, whichever spot a sample belongs to.
 
 # %%
 spot = GaussianMixture([[0.0]], 0.15)
@@ -884,11 +930,11 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %%
-reveal("2.3")
+reveal("2.4")
 
 # %% [markdown]
-# *The exact width is a grey line at 0.15. The curve of Euler-Maruyama comes down to it from above, that of ancestral
-# sampling comes up from below; dots measured on the ring lie close to both curves.*
+# *The exact width is a grey line at 0.15. The curve of Euler-Maruyama comes down to it from above (at 10 and 14 steps it
+# is off the scale), that of ancestral sampling comes up from below; dots measured on the ring lie close to both curves.*
 
 # %%
 show("ancestral", 30, 10)
@@ -915,8 +961,9 @@ show("ancestral", 30, 10)
 #
 # (To this order it does not matter where the score is taken, and two noises of variance $\delta$ are one of variance
 # $2\delta$.) There and back is no change: $p_t$ is left alone, up to errors that vanish with $\delta$, and this *is*
-# the Langevin step of chapter 1. What is not distributed like $p_t$ is drawn towards it. **Let us see both**, at
-# $t = 0.1$ on the ring: one start is exact, the other one is stretched by 15 %.
+# the Langevin step of chapter 01. What is not distributed like $p_t$ is drawn towards it. **Let us see both**, at
+# $t = 0.1$ on the ring: one start is exact, the other one is stretched by 15 %. The library's `langevin_correction` makes
+# a move of the size $\delta = 2\,(0.16\,\sigma_t)^2$: small beside the noise at $t$, at every $t$.
 
 # %%
 t, M = 0.1, 2000
@@ -965,71 +1012,24 @@ plt.show()
 # *Four rows of three small pictures of clothes, ancestral sampling with fewer steps from row to row.*
 #
 # The noise along the way differs from row to row (different steps need different noise), so each row shows other
-# garments; compare quality, and not stitches. Three pictures are an impression and not a measurement. Measured numbers,
-# from thousands of pictures, stand in the ledger below as far as they are committed.
+# garments; compare quality, and not stitches. From the first row to the last the texture goes, and flat grey shapes
+# remain. Detail goes first and outlines later, as section 6 foretells: ancestral sampling with few steps is too narrow,
+# so the small variations that make a fabric are missing. Three pictures suggest this and do not prove it.
 
 # %% [markdown]
-# ## The ledger
+# ## 9 · Closing task: as much noise as you like
 #
-# What did it cost, and what did it give? The live row is this notebook's ancestral sampler on the ring; beside it, the
-# committed measurements of the same samplers.
-
-# %%
-x, nfe, taken = runs["ancestral", 1000]
-d = distances(x)
-live = ledger.Row("ancestral (live)", "ring", nfe, nfe, N, taken / SEEDS, "this machine", "sliced_w2", d.mean().item(),
-                  floor().mean().item(), N, SEEDS, spread=d.std().item(), weights="exact")
-path = data.ROOT / "data" / "ledger.csv"
-committed = ledger.read(path) if path.exists() else []
-kinds = {"euler_maruyama", "ancestral", "predictor_corrector"}
-print(ledger.table([live, *(r for r in committed if r.method in kinds and r.metric in ("sliced_w2", "frechet"))]))
-
-# %% [markdown]
-# ## Summary
+# (2.11) says that a Langevin move can be added to a step at no harm to $p_t$. Then it can also be *taken away*. To first
+# order the score term and the noise of a Langevin move change the density by opposite amounts, each proportional to
+# $\delta$. So they cancel for a negative $\delta$ too, as long as the total variance of the noise, $g^2h + 2\delta$, is
+# not negative.
 #
-# | | |
-# |---|---|
-# | jump to any time | $x_t = \alpha(t)\,x_0 + \sigma(t)\,\epsilon$, with $\alpha$ cumulative |
-# | forward SDE | $dx = f x\,dt + g\,dw$, with $f = \alpha'/\alpha$ and $g^2 = (\sigma^2)' - 2f\sigma^2$ |
-# | one small step back | $x_s = x_t - h\,[f x_t - g^2\,\nabla\log p_t] + g\sqrt h\,z$ |
-# | from $s$ to $t$ | $x_t = a\,x_s + \sqrt\beta\,\epsilon$, $a = \alpha_t/\alpha_s$, $\beta=\sigma_t^2-a^2\sigma_s^2$ |
-# | ancestral step | $x_s = (\alpha_s\beta\,\hat x_0 + a\sigma_s^2\,x_t)/\sigma_t^2 + (\sigma_s/\sigma_t)\sqrt\beta\,z$ |
-# | corrector | $x + \delta\,\nabla\log p_t(x) + \sqrt{2\delta}\,z$ leaves $p_t$ alone |
-# | the two ends | start at `t_max`, where $\alpha\approx0$; land on $\hat x_0$ |
+# **Exercise 2.6 · ●●● · 10 min · eqs. (2.7) and (2.11)**
 #
-# * A small step back is a Gaussian, and a big one is not. That is why it takes a thousand.
-# * Few steps: Euler-Maruyama makes the spots too wide, ancestral sampling too narrow.
-# * A distance needs its floor, the floor has a spread, and a high floor hides what you are looking for.
-#
-# **Limits.** Our denoiser on the ring was exact; a learned one adds an error of its own that no number of steps
-# removes. "1000 steps reach the distribution" means: within the floor of a few thousand samples, on this target, with
-# this schedule and uniform grid. With more samples the floor would fall, and at some point 1000 steps would stand out
-# too. Folding made use of a symmetry that real data does not have. And we did not prove that the reverse SDE is the
-# limit; we derived one step, and measured the rest.
-#
-# **What is still open.** A thousand evaluations, one after the other. The course now attacks this number from three
-# sides: a smoother path (chapters 3 and 4), all steps at once (chapter 5), and learning to jump (chapters 7 to 9).
-
-# %% [markdown]
-# ## Closing task: as much noise as you like
-#
-# (2.11) says that a Langevin move can be added to a step at no harm to $p_t$. Then it can also be *taken away*. Add to
-# the reverse step (2.7) a Langevin move of size $\delta = \tfrac12(\lambda^2-1)\,g^2h$. For $\lambda>1$ this is an
-# addition, for $\lambda<1$ a removal. The score's factor becomes $g^2h + \delta = \tfrac12(1+\lambda^2)\,g^2h$, and the
-# variance of the noise becomes $g^2h + 2\delta = \lambda^2 g^2h$. So for every $\lambda\ge0$ the equation
-#
-# $$dx = \Big[f\,x - \tfrac{1+\lambda^2}{2}\,g^2\,\nabla\log p_t(x)\Big]\,dt + \lambda\, g\,d\bar w, \qquad dt<0, \tag{2.12}$$
-#
-# has the same marginals $p_t$. With $\lambda=1$ it is the reverse SDE; with $\lambda=0$ there is no noise left: it is
-# an ordinary differential equation, and it is the subject of the next chapter.
-#
-# The tempting shortcut is to keep the drift of (2.7) and only turn down the noise, "for cleaner samples". What does
-# that do?
-#
-# **Exercise 2.6 · ●●● · 10 min · eq. (2.12)**
-#
-# Write `my_family(D, x, t, s, z, lam)`: one Euler-Maruyama step of (2.12) from $t$ down to $s<t$, with a number `lam`
-# for $\lambda$.
+# With paper first. Add to the reverse step (2.7) a Langevin move (2.11) of size $\delta$. Choose $\delta$ so that the
+# noise has the variance $\lambda^2 g^2 h$, for any $\lambda\ge0$ that you like. What becomes of the score's factor? Then
+# write `my_family(D, x, t, s, z, lam)`: one step from $t$ down to $s<t$, with `lam` for $\lambda$ and `z` for all of the
+# noise. For $\lambda=1$ it must be the step of exercise 2.3.
 
 # %% exercise="2.6"
 def my_family(D, x, t, s, z, lam):                              # x, z (B, ...); t, s () or (B,); lam >= 0 -> (B, ...)
@@ -1045,6 +1045,36 @@ def my_family(D, x, t, s, z, lam):                              # x, z (B, ...);
 my_family = exercise("2.6", my_family)
 
 # %% [markdown]
+# <details><summary>If it does not work</summary>
+#
+# * *Right for $\lambda=1$ only*: noise and score change together. First solve $g^2h+2\delta=\lambda^2g^2h$ for $\delta$;
+#   then the score's factor, which was $g^2h$, becomes $g^2h+\delta$.
+# * *A negative $\delta$*: that is right for $\lambda<1$.
+#
+# </details>
+#
+# Did you find it? The variance $g^2h+2\delta=\lambda^2g^2h$ asks for $\delta = \tfrac12(\lambda^2-1)\,g^2h$, an addition
+# for $\lambda>1$ and a removal for $\lambda<1$, and the score's factor becomes $g^2h+\delta = \tfrac12(1+\lambda^2)\,g^2h$.
+# So for every $\lambda\ge0$ the equation
+#
+# $$dx = \Big[f\,x - \tfrac{1+\lambda^2}{2}\,g^2\,\nabla\log p_t(x)\Big]\,dt + \lambda\, g\,d\bar w, \qquad dt<0, \tag{2.12}$$
+#
+# has the same marginals $p_t$. With $\lambda=1$ it is the reverse SDE; with $\lambda=0$ there is no noise left: it is an
+# ordinary differential equation.
+#
+# The tempting shortcut is to keep the drift of (2.7) and only turn down the noise, "for cleaner samples".
+#
+# **Prediction 2.5.** On the single spot of section 6 the noise is turned down to $\lambda=\tfrac12$, and the drift is left
+# alone. How wide is the spot at the end?
+#
+# * **a**: narrower by a few per cent, just a little cleaner,
+# * **b**: half as wide,
+# * **c**: as wide as it should be, since only the score matters.
+#
+# %% predict="2.5"
+predict("2.5", "b")
+
+# %% [markdown]
 # `width` knows the answer without a single sample. **Which $\lambda$ keeps the width of the spot, in your step, and in
 # the shortcut?**
 
@@ -1056,12 +1086,68 @@ for lam in (0.0, 0.5, 1.0, 1.5):
     print(f"lambda {lam:.1f}:   (2.12) {family:.4f}    only the noise scaled {shortcut:.4f}")
     assert abs(family / truth - 1) < 0.05                                                       # eq. (2.12)
 
+# %%
+reveal("2.5")
+
 # %% [markdown]
 # Every $\lambda$ gives the right width when drift and noise belong together. The shortcut gives samples that are too
 # narrow for $\lambda<1$, too wide for $\lambda>1$, and without noise they collapse onto a point. Your step with
 # $\lambda = 0$ does *not* collapse: it spreads the samples rightly without any noise at all. How can that be? That is
-# chapter 3.
+# chapter 03.
+
+# %% [markdown]
+# ## The ledger
 #
+# What did it cost, and what did it give? The two live rows are this notebook's ancestral sampler on the ring, as it is
+# and folded; the others were measured on more samples and ship with the course.
+
+# %%
+x, nfe, taken = runs["ancestral", 1000]
+
+
+def live(metric, view):
+    d = distances(x, view=view)
+    return ledger.Row("ancestral (live)", "ring", nfe, nfe, N, taken / SEEDS, "this machine", metric, d.mean().item(),
+                      floor(view=view).mean().item(), N, SEEDS, spread=d.std().item(), weights="exact")
+
+
+rows = [live("sliced_w2", lambda x: x), live("sliced_w2, folded", fold)]
+kinds = {"euler_maruyama", "ancestral", "predictor_corrector"}
+path = data.ROOT / "data" / "ledger.csv"
+committed = ledger.read(path) if path.exists() else []
+print(ledger.table(rows + [r for r in committed if r.method in kinds and r.metric in ("sliced_w2", "frechet")]))
+
+# %% [markdown]
+# A value below its floor is luck, and a sign that this instrument sees no error there. Only the folded row looks closely.
+
+# %% [markdown]
+# ## Summary
+#
+# | | |
+# |---|---|
+# | jump to any time | $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, with $\alpha$ cumulative |
+# | forward SDE | $dx = f x\,dt + g\,dw$, with $f = \alpha'/\alpha$ and $g^2 = (\sigma^2)' - 2f\sigma^2$ |
+# | one small step back | $x_s = x_t - h\,[f x_t - g^2\,\nabla\log p_t] + g\sqrt h\,z$ |
+# | from $s$ to $t$ | $x_t = a\,x_s + \sqrt\beta\,\varepsilon$, $a = \alpha_t/\alpha_s$, $\beta=\sigma_t^2-a^2\sigma_s^2$ |
+# | ancestral step | $x_s = (\alpha_s\beta\,\hat x_0 + a\sigma_s^2\,x_t)/\sigma_t^2 + (\sigma_s/\sigma_t)\sqrt\beta\,z$ |
+# | corrector | $x + \delta\,\nabla\log p_t(x) + \sqrt{2\delta}\,z$ leaves $p_t$ alone |
+# | as much noise as you like | score times $\tfrac12(1+\lambda^2)\,g^2$, noise $\lambda g$: the same marginals |
+# | the two ends | start at `t_max`, where $\alpha/\sigma\approx0$; land on $\hat x_0$ |
+#
+# * A small step back is a Gaussian, and a big one is not. That is why it takes a thousand.
+# * Few steps: Euler-Maruyama makes the spots too wide, ancestral sampling too narrow.
+# * A distance needs its floor, the floor has a spread, and a high floor hides what you are looking for.
+#
+# **Limits.** Our denoiser on the ring was exact; a learned one adds an error of its own that no number of steps
+# removes. "1000 steps reach the distribution" means: within the floor of a few thousand samples, on this target, with
+# this schedule and uniform grid. With more samples the floor would fall, and at some point 1000 steps would stand out
+# too. Folding made use of a symmetry that real data does not have. And we did not prove that the reverse SDE is the
+# limit; we derived one step, and measured the rest.
+#
+# **What is still open.** A thousand evaluations, one after the other. The course now attacks this number from three
+# sides: a smoother path (chapters 03 and 04), all steps at once (chapter 05), and learning to jump (chapters 07 to 09).
+
+# %% [markdown]
 # ## Further reading
 #
 # * J. Sohl-Dickstein, E. Weiss, N. Maheswaranathan, S. Ganguli, *Deep unsupervised learning using nonequilibrium
