@@ -20,7 +20,7 @@ lab: $(VENV)/lab.stamp
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(UNIT)
-	$(if $(REST),OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(REST))
+	$(if $(REST),OMP_NUM_THREADS=2 $(BIN)/python -m pytest --durations=12 $(REST))
 
 build: $(VENV)/test.stamp
 	$(BIN)/course build $(ARGS)
