@@ -251,6 +251,15 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
         fit(checkpoint=tmp_path / "taken" / "state.pt")
 
 
+def test_a_checkpoint_is_replaced_by_a_whole_one_never_written_over(tmp_path):
+    """A second name of the old file still finds it whole: at no moment were its bytes half old, half new."""
+    path, second_name = tmp_path / "state.pt", tmp_path / "link.pt"
+    files.atomic_write(path, lambda file: file.write(b"old"))
+    os.link(path, second_name)
+    files.atomic_write(path, lambda file: file.write(b"new"))
+    assert (path.read_bytes(), second_name.read_bytes()) == (b"new", b"old")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
     path, saved = tmp_path / "state.pt", []
