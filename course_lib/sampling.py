@@ -81,8 +81,15 @@ def _walk(D, x, ts, step, k, shape, generator, noise, cond):
             z = noise[i]
         else:
             z = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
-        x = step(D, x, t, s, z, cond)
+        x = need_finite(step(D, x, t, s, z, cond), t, s)
         yield x
+
+
+def need_finite(x: Tensor, t, s) -> Tensor:
+    """x, or a FloatingPointError that names the step from t to s after which it holds NaN or infinity."""
+    if not bool(x.sum().isfinite()):                        # one number tells: NaN and infinity survive every sum
+        raise FloatingPointError(f"x: NaN or infinity after the step from t = {float(t):.6g} to s = {float(s):.6g}")
+    return x
 
 
 class Counted:
@@ -109,10 +116,15 @@ class Result:
 
 
 @torch.no_grad()
+def last(sampler: Callable[..., Iterator[Tensor]], D: Denoiser, x: Tensor, ts: Tensor, **kwargs) -> Result:
+    """The last state of sampler(D, x, ts, **kwargs), any iterator of states, with its counts and without gradients."""
+    counted = Counted(D)
+    for x in sampler(counted, x, ts, **kwargs):
+        pass
+    return Result(x, counted.nfe, counted.depth)
+
+
 def final(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Generator | None = None,
           noise: Tensor | None = None, cond: Tensor | None = None) -> Result:
     """The last state of `sample` with its counts, without gradients."""
-    counted = Counted(D)
-    for state in sample(counted, x, ts, step, generator, noise, cond):
-        x = state
-    return Result(x, counted.nfe, counted.depth)
+    return last(sample, D, x, ts, step=step, generator=generator, noise=noise, cond=cond)

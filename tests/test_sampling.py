@@ -158,6 +158,15 @@ def test_counting_changes_nothing():
     assert torch.equal(Counted(D)(x, 0.5), D(x, 0.5))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_state_that_is_not_finite_is_reported_with_its_step(bad):
+    def step(D, x, t, s, z=None, cond=None):
+        return x.index_fill(0, torch.tensor([1]), bad) if s < 0.5 else x
+
+    with pytest.raises(FloatingPointError, match="NaN or infinity after the step from t = 0.6 to s = 0.3"):
+        final(D, start(), torch.tensor([0.9, 0.6, 0.3, 0.1]), step)
+
+
 def test_final_leaves_no_gradient():
     assert not final(D, start().requires_grad_(), TS, ddim).x.requires_grad
 

@@ -194,8 +194,8 @@ def test_points_of_another_dimension_are_refused(x):
             function(x)
 
 
-@pytest.mark.parametrize("cond", [torch.tensor([0, 3]), torch.tensor([-2, 0]), torch.tensor([0]), torch.zeros(2, 1)],
-                         ids=["too large", "too small", "too few", "a column"])
+@pytest.mark.parametrize("cond", [torch.tensor([0, 3]), torch.tensor([-2, 0]), torch.tensor([0]), torch.zeros(2, 1),
+                                  torch.zeros(2)], ids=["too large", "too small", "too few", "a column", "not whole"])
 def test_labels_that_name_no_component_are_refused(cond):
-    with pytest.raises(ValueError, match=r"cond: expected 2 labels in -1..2, got shape"):
+    with pytest.raises(ValueError, match=r"cond: expected 2 whole labels in -1..2, got shape"):
         MIXTURE.denoiser(CosineVP())(torch.zeros(2, 2), 0.5, cond)
