@@ -5,6 +5,7 @@ noise tensors it consumes with the decorator @draws(k); the driver hands them in
 for a one-step method, and nothing but the driver draws noise.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -119,8 +120,7 @@ class Result:
 def last(sampler: Callable[..., Iterator[Tensor]], D: Denoiser, x: Tensor, ts: Tensor, **kwargs) -> Result:
     """The last state of sampler(D, x, ts, **kwargs), any iterator of states, with its counts and without gradients."""
     counted = Counted(D)
-    for x in sampler(counted, x, ts, **kwargs):
-        pass
+    x = deque(sampler(counted, x, ts, **kwargs), maxlen=1).pop()
     return Result(x, counted.nfe, counted.depth)
 
 
