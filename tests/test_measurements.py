@@ -7,6 +7,7 @@ from course_lib import data, ledger, measurements, recipes
 from course_lib.denoiser import X0, Preconditioned
 from course_lib.networks import Classifier
 from course_lib.schedules import CosineVP
+from course_lib.targets import ring
 
 
 class Grey(torch.nn.Module):
@@ -49,3 +50,11 @@ def test_the_same_seed_gives_the_same_pictures():
 def test_only_large_samples_and_several_seeds_are_full():
     assert measurements.status(10_000, 3) == "full"
     assert measurements.status(1000, 3) == measurements.status(10_000, 1) == "provisional"
+
+
+def test_a_folded_ring_is_one_spot_and_keeps_its_distances_from_the_middle(generator):
+    target = ring()
+    assert torch.allclose(measurements.fold(target.means), target.means[:1].expand(8, 2), atol=1e-12)
+    x = target.sample(200, generator)
+    assert torch.allclose(measurements.fold(x).norm(dim=1), x.norm(dim=1), atol=1e-12)
+    assert (torch.atan2(*measurements.fold(x).T.flip(0)).abs() <= torch.pi / 8 + 1e-12).all()
