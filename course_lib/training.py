@@ -60,7 +60,7 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     settings = {"steps": steps, "batch": batch, "lr": lr, "warmup": warmup, "weight_decay": weight_decay, "ema": ema,
-                "clip": clip, "seed": seed, "world": world}
+                "clip": clip, "seed": seed, "world": world, "parameters": sum(p.numel() for p in model.parameters())}
     model = model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)

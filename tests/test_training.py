@@ -221,6 +221,13 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, name, value):
     assert (tmp_path / "state.pt").read_bytes() == kept
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fit(checkpoint=tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"belongs to a run with other settings .*'parameters': \(4, 17\)"):
+        fit(model=nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1), nn.Linear(1, 1, bias=False)),
+            checkpoint=tmp_path / "state.pt")
+
+
 def cut_short(data):
     return data[:len(data) // 2]
 
