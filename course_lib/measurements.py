@@ -49,7 +49,8 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or how many cores of which kind of processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU cores ({platform.machine()})"
+    cores = torch.get_num_threads()
+    return f"{cores} CPU core{'s' * (cores > 1)} ({platform.machine()})"
 
 
 def status(samples: int, seeds: int) -> str:
