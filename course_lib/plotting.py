@@ -31,7 +31,7 @@ def panels(n: int, size: float = 2.6, columns: int | None = None) -> list[Axes]:
 
 
 def _bare(ax: Axes, extent: float | None = None, title: str = "") -> Axes:
-    ax.set(xticks=[], yticks=[], title=title, aspect="equal")
+    ax.set(xticks=[], yticks=[], aspect="equal", **({"title": title} if title else {}))   # a second layer keeps the first's
     ax.spines[:].set_visible(False)
     if extent:
         ax.set(xlim=(-extent, extent), ylim=(-extent, extent))

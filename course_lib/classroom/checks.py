@@ -1,4 +1,4 @@
-"""Exercises: a check that first looks for known mistakes, then compares with the course's own function.
+"""Exercises: a check that compares with the course's own function, and explains a difference by a known mistake.
 
 A check runs the learner's function on randomised cases of several seeds, in a thread with a time limit, on copies of
 the inputs, with printing silenced. It prints one line, and the chapter always goes on with a function that works.
@@ -132,10 +132,13 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
     if any(isinstance(outcome.error, NotImplementedError) for outcome in yours):
         return Verdict("untried")
     expected = _remembered(task, task.reference)
+    verdict = _compared(task, cases, yours, expected)
+    if verdict.status == "solved":
+        return verdict                              # a right answer need not wait until all mistakes have been run
     for mistake in task.mistakes:
         if _explains(task, _remembered(task, mistake.wrong), yours, expected):
             return Verdict("wrong", mistake.hint.rstrip(". ") + _gap(task, yours, expected), mistake)
-    return _compared(task, cases, yours, expected)
+    return verdict
 
 
 # --- running one function on the cases -------------------------------------------------------------------------------
