@@ -16,7 +16,9 @@ The map, bottom to top; a module imports only from modules above it in this list
     sampling        the driver: turns a step into a sampler and counts evaluations
     score_matching  implicit, sliced and denoising losses; Langevin dynamics
     sde_samplers    Euler-Maruyama, ancestral (DDPM), predictor-corrector
-    fast_samplers   DDIM
+    ode_samplers    Euler, Heun, adaptive RK45; encoding and likelihood
+    fast_samplers   DDIM, DPM-Solver++, optimised time grids
+    diffusers_bridge  the course's denoisers and the schedulers of diffusers
     training        the loop: EMA, atomic checkpoints, exact resume, data-parallel
     data            Fashion-MNIST, checked by its sum
     metrics         two-sample distances

@@ -27,7 +27,7 @@ def per_row(c: Tensor, x: Tensor) -> Tensor:
 
     Without this a (B,) vector would broadcast along the *last* axis of x, which goes unnoticed at B = 1.
     """
-    c = torch.as_tensor(c, device=x.device).to(x.dtype)
+    c = torch.as_tensor(c).to(x)
     if c.ndim == 0:
         return c
     if c.shape != x.shape[:1]:

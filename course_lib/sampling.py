@@ -5,10 +5,11 @@ noise tensors it consumes with the decorator @draws(k); the driver hands them in
 for a one-step method, and nothing but the driver draws noise.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import torch
 from torch import Tensor
@@ -65,30 +66,33 @@ def sample(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Gene
     The last state sits at ts[-1]. Raises ValueError for a grid that does not decrease or noise of the wrong shape.
     """
     k = getattr(step, "draws", 0)
-    shape = tuple(x.shape) if k <= 1 else (k, *x.shape)
     if not x.is_floating_point():
         raise ValueError(f"x: expected a floating-point state, got {x.dtype}")
     check_grid(ts)
-    if noise is not None and tuple(noise.shape) != (len(ts) - 1, *shape):
-        raise ValueError(f"noise: expected shape {(len(ts) - 1, *shape)}, got {tuple(noise.shape)}")
-    return _walk(D, x, ts, step, k, shape, generator, noise, cond)
+    shape = tuple(x.shape) if k <= 1 else (k, *x.shape)
+    zs = noises(len(ts) - 1, shape, x, generator, noise) if k else repeat(None)
+    return _walk(D, x, ts, step, zs, cond)
 
 
-def _walk(D, x, ts, step, k, shape, generator, noise, cond):
-    for i, (t, s) in enumerate(pairwise(ts)):
-        if k == 0:
-            z = None
-        elif noise is not None:
-            z = noise[i]
-        else:
-            z = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+def noises(n: int, shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None = None,
+           noise: Tensor | None = None) -> Iterator[Tensor]:
+    """Standard normal noise for n steps, each drawn in its turn, of x's dtype and device; or what `noise` (n, *shape) holds."""
+    if noise is None:
+        return (torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) for _ in range(n))
+    if tuple(noise.shape) != (n, *shape):
+        raise ValueError(f"noise: expected shape {(n, *shape)}, got {tuple(noise.shape)}")
+    return iter(noise)
+
+
+def _walk(D, x, ts, step, zs, cond):
+    for (t, s), z in zip(pairwise(ts), zs):
         x = need_finite(step(D, x, t, s, z, cond), t, s)
         yield x
 
 
 def need_finite(x: Tensor, t, s) -> Tensor:
     """x, or a FloatingPointError that names the step from t to s after which it holds NaN or infinity."""
-    if not bool(x.sum().isfinite()):                        # one number tells: NaN and infinity survive every sum
+    if not math.isfinite(x.sum().item()):                   # one number tells: NaN and infinity survive every sum
         raise FloatingPointError(f"x: NaN or infinity after the step from t = {float(t):.6g} to s = {float(s):.6g}")
     return x
 

@@ -74,10 +74,10 @@ class LinearVP(Schedule):
     def integral(self, t) -> Tensor:
         """B(t) = integral of beta from 0 to t, so that alpha^2 = exp(-B)."""
         t = as_time(t)
-        return t * self.beta_min + t**2 * (self.beta_max - self.beta_min) / 2
+        return t * (t * ((self.beta_max - self.beta_min) / 2) + self.beta_min)
 
     def alpha(self, t) -> Tensor:
-        return (-self.integral(t) / 2).exp()
+        return (self.integral(t) * -0.5).exp()
 
     def sigma(self, t) -> Tensor:
         return (-torch.expm1(-self.integral(t))).sqrt()  # expm1: 1 - exp(-B) without cancellation at small t
@@ -227,3 +227,26 @@ def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho): (n+1,) decreasing times (Karras et al. 2022, eq. 5)."""
     start, end = ((-schedule.log_snr(t) / (2 * rho)).exp() for t in (schedule.t_max, schedule.t_min))
     return _pinned(schedule.time_of_log_snr(-2 * rho * (start + _fractions(n) * (end - start)).log()), schedule)
+
+
+def angle(t, schedule: Schedule, std: float = 0.5) -> Tensor:
+    """theta with sigma/alpha = std tan(theta), between 0 at the data and pi/2 at pure noise."""
+    if not std > 0:
+        raise ValueError(f"std: expected the data's positive standard deviation, got {std!r}")
+    return ((-schedule.log_snr(t) / 2).exp() / std).atan()
+
+
+def time_of_angle(theta: Tensor, schedule: Schedule, std: float = 0.5) -> Tensor:
+    """The time at which `angle` takes the given value, strictly between 0 and pi/2."""
+    return schedule.time_of_log_snr(-2 * (std * theta.tan()).log())
+
+
+def equal_angles(n: int, schedule: Schedule, std: float = 0.5) -> Tensor:
+    """Equal steps in the angle theta with sigma/alpha = std tan(theta): (n+1,) decreasing times.
+
+    The best grid for n steps of DDIM on data N(m, std^2 I). There each step from theta to theta' shrinks what is left of the
+    exact solution by cos(theta - theta'), and cosines whose angles have a given sum have the largest product when all
+    are equal.
+    """
+    start, end = angle(schedule.t_max, schedule, std), angle(schedule.t_min, schedule, std)
+    return _pinned(time_of_angle(start + _fractions(n) * (end - start), schedule, std), schedule)

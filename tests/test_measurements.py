@@ -1,5 +1,7 @@
 """A measurement run small: its rows are recorded as they come, honest about their size, and repeatable."""
 
+import csv
+
 import pytest
 import torch
 
@@ -58,3 +60,29 @@ def test_a_folded_ring_is_one_spot_and_keeps_its_distances_from_the_middle(gener
     x = target.sample(200, generator)
     assert torch.allclose(measurements.fold(x).norm(dim=1), x.norm(dim=1), atol=1e-12)
     assert (torch.atan2(*measurements.fold(x).T.flip(0)).abs() <= torch.pi / 8 + 1e-12).all()
+
+
+def test_solvers_writes_a_table_of_errors_that_fall_with_the_evaluations(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(measurements, "BUDGETS", (4, 32))
+    monkeypatch.setattr(measurements.importlib.util, "find_spec", lambda name: None)              # as where diffusers is not
+    rows = measurements.MEASUREMENTS["solvers"](samples=16)
+    with open(tmp_path / "data" / "solvers.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(r.solver, r.grid, r.evaluations) for r in rows] == [
+        (w["solver"], w["grid"], int(w["evaluations"])) for w in written]
+    assert {row.evaluations for row in rows} == {4, 32} and {row.library for row in rows} == {"course"}
+    for few, many in ((a, b) for a in rows for b in rows if (a.solver, a.grid) == (b.solver, b.grid)):
+        assert many.error < few.error or many.evaluations <= few.evaluations
+
+
+def test_the_table_that_is_shipped_has_the_course_ahead(root):
+    """At every number of evaluations our best grid ends nearer to the truth than half the best error of diffusers."""
+    with open(root / "data" / "solvers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def best(library, k):
+        return min(float(r["error"]) for r in rows if r["library"] == library and int(r["evaluations"]) <= k)
+
+    for k in (5, 10, 20, 50):
+        assert best("course", k) < best("diffusers", k) / 2

@@ -6,10 +6,23 @@ import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
 
-from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, karras, log_snr_uniform, quadratic, uniform
+from course_lib.schedules import (
+    VE,
+    CosineVP,
+    Flow,
+    LinearVP,
+    SubVP,
+    angle,
+    equal_angles,
+    karras,
+    log_snr_uniform,
+    quadratic,
+    time_of_angle,
+    uniform,
+)
 
 SCHEDULES = [LinearVP(), CosineVP(), VE(), SubVP(), Flow()]
-GRIDS = [uniform, quadratic, log_snr_uniform, karras]
+GRIDS = [uniform, quadratic, log_snr_uniform, karras, equal_angles]
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.__name__)
@@ -139,7 +152,8 @@ def test_a_grid_falls_between_pinned_ends(grid, schedule, n):
     (quadratic, lambda schedule, t: t.sqrt()),
     (log_snr_uniform, lambda schedule, t: schedule.log_snr(t)),
     (karras, lambda schedule, t: (schedule.sigma(t) / schedule.alpha(t)) ** (1 / 7)),
-], ids=["uniform", "quadratic", "log_snr_uniform", "karras"])
+    (equal_angles, lambda schedule, t: (2 * schedule.sigma(t) / schedule.alpha(t)).atan()),
+], ids=["uniform", "quadratic", "log_snr_uniform", "karras", "equal_angles"])
 def test_a_grid_has_equal_steps_on_its_own_scale(grid, scale, schedule):
     steps = scale(schedule, grid(12, schedule)).diff()
     torch.testing.assert_close(steps, steps.mean().expand(12), rtol=1e-8, atol=0)
@@ -150,6 +164,23 @@ def test_karras_is_the_papers_formula():
     low, high = (schedule.sigma(t).item() ** (1 / rho) for t in (schedule.t_min, schedule.t_max))
     paper = [(high + i / n * (low - high)) ** rho for i in range(n + 1)]
     torch.testing.assert_close(schedule.sigma(karras(n, schedule, rho)), torch.tensor(paper, dtype=torch.float64))
+
+
+@every_schedule
+@pytest.mark.parametrize("std", [0.1, 0.5, 3.0])
+def test_an_angle_is_the_noise_beside_the_data_and_its_inverse_returns_the_time(schedule, std):
+    t = times(schedule)
+    torch.testing.assert_close(std * angle(t, schedule, std).tan(), schedule.sigma(t) / schedule.alpha(t), rtol=1e-9, atol=0)
+    torch.testing.assert_close(time_of_angle(angle(t, schedule, std), schedule, std), t, rtol=1e-9, atol=1e-12)
+    assert angle(0, schedule, std) == 0
+    steps = angle(equal_angles(9, schedule, std), schedule, std).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(9), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("std", [0, -1.0, math.nan])
+def test_data_without_a_width_have_no_angle(std):
+    with pytest.raises(ValueError, match=f"std: expected the data's positive standard deviation, got {std}"):
+        equal_angles(5, CosineVP(), std)
 
 
 @every_grid

@@ -103,6 +103,8 @@ EXERCISES = [
             Mistake("swapped", _swapped, "which of the two levels belongs to the picture, and which to the noise?"),
             Mistake("fresh noise", _fresh_noise,
                     "your step draws new noise; which noise do we believe is in x already?"),
+            Mistake("added to x", lambda D, x, t, s: x + ddim(D, x, t, s),
+                    "you add to x, but x is taken apart already: all of it is in x0 and eps"),
             Mistake("alpha forgotten", _no_alpha, "the data part must shrink too; what multiplies x_0 in x_t?"),
             Mistake("noise dropped", _no_noise, "a state at time s still holds noise; you returned a clean picture, shrunk"),
             Mistake("variance", _variance, "sigma is a standard deviation already; it multiplies eps as it is"),

@@ -43,6 +43,10 @@ GAUSSIAN = Exercise(
                 "tau of shape (B,) is broadcast along the last axis of x instead of its rows, which goes unnoticed at B = 1"),
         Mistake("score of a unit Gaussian", lambda x, m, tau: m - x,
                 "tau does not enter: that is right for standard deviation 1 only"),
+        Mistake("centre forgotten", lambda x, m, tau: -x / per_row(tau, x) ** 2,
+                "m does not enter: all your arrows point to the origin"),
+        Mistake("half kept", lambda x, m, tau: (m - x) / (2 * per_row(tau, x) ** 2),
+                "half the score: what becomes of the 1/2 when you differentiate a square?"),
     ],
     tips=["Differentiate -|x - m|^2/(2 tau^2) with respect to one coordinate of x",
           "per_row(tau, x) has a shape that multiplies or divides x row by row"],
@@ -103,6 +107,21 @@ def normaliser_of_one_dimension(x, means, tau, weights):
     return pulled(x, means, tau, log_r.softmax(1))
 
 
+def exponent_alone(x, means, tau, weights):
+    return pulled(x, means, tau, (-(x[:, None] - means).square().sum(-1) / (2 * tau**2)).softmax(1))
+
+
+def normaliser_halved(x, means, tau, weights):
+    log_r = log_shares(x, means, tau, weights) + x.shape[1] / 2 * tau.log()
+    return pulled(x, means, tau, log_r.softmax(1))
+
+
+def exponent_without_half(x, means, tau, weights):
+    squared = (x[:, None] - means).square().sum(-1)
+    log_r = log_shares(x, means, tau, weights) - squared / (2 * tau**2)
+    return pulled(x, means, tau, log_r.softmax(1))
+
+
 def exponent_with_tau(x, means, tau, weights):
     squared = (x[:, None] - means).square().sum(-1)
     log_r = weights.log() - x.shape[1] * tau.log() - squared / (2 * tau)
@@ -126,6 +145,12 @@ MIXTURE = Exercise(
                 "the weight enters a logarithm: log(w p) = log w + log p"),
         Mistake("normaliser forgotten", without_normaliser,
                 "components of different width are not compared fairly: the density of a wide Gaussian is also lower at its peak"),
+        Mistake("exponent alone", exponent_alone,
+                "you compare distances only: p_k has a factor before its exponential, and w_k stands before both"),
+        Mistake("normaliser halved", normaliser_halved,
+                "your normaliser has tau to half the power that is due: it is tau^2 that is raised to -d/2"),
+        Mistake("half forgotten in the exponent", exponent_without_half,
+                "the exponent of a Gaussian is the squared distance over *twice* the variance"),
         Mistake("normaliser of one dimension", normaliser_of_one_dimension,
                 "your normaliser is that of one dimension; in d dimensions a Gaussian has a factor 1/tau for each of them"),
         Mistake("standard deviation in the exponent", exponent_with_tau,
@@ -239,6 +264,8 @@ DENOISING = Exercise(
                 "your target divides once too often: x_t - x_0 is sigma eps already, so one sigma of sigma^2 cancels"),
         Mistake("noise drawn twice", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * torch.randn_like(x0)) + eps / sigma),
                 "you drew new noise: target and input must share one eps, or the target says nothing about the input"),
+        Mistake("noise not scaled", lambda s, x0, sigma, eps: half_square(s(x0 + eps) + eps / sigma),
+                "your noisy points do not know sigma: what is the standard deviation of x_t - x_0?"),
         Mistake("clean points scored", lambda s, x0, sigma, eps: half_square(s(x0) + eps / sigma),
                 "you evaluate the score function at the clean points; at those the noise in the target is pure chance"),
         Mistake("half forgotten", lambda s, x0, sigma, eps: 2 * half_square(s(x0 + sigma * eps) + eps / sigma),
@@ -340,6 +367,10 @@ TILTED = Exercise(
                 "that is the score of the clean data; what is asked for is the score of x_t, data plus noise"),
         Mistake("covariance of the clean data", solved_with(lambda a, b, C, eye: C),
                 "that is the spread of the data; where does the noise enter the covariance of x_t?"),
+        Mistake("noise left out of the covariance", solved_with(lambda a, b, C, eye: a**2 * C),
+                "that is the covariance of alpha x_0 alone; x_t has a second, independent part"),
+        Mistake("data not shrunk", solved_with(lambda a, b, C, eye: C + b**2 * eye),
+                "x_0 is shrunk by alpha before the noise is added; what does that do to its covariance?"),
         Mistake("mean not scaled", solved_with(noisy_covariance, lambda alpha, m: m),
                 "your density is centred at m; where is the mean of x_t = alpha x_0 + sigma eps?"),
         Mistake("covariance scaled by alpha", solved_with(lambda a, b, C, eye: a * C + b**2 * eye),

@@ -61,6 +61,8 @@ LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, c
             "your sigma is the variance; sigma multiplies eps, so it is a standard deviation"),
     Mistake("alpha squared", lambda beta: ((1 - beta).cumprod(0), (1 - (1 - beta).cumprod(0)).sqrt()),
             "your alpha is the square of the one asked for: each step multiplies x by a square root"),
+    Mistake("no root in the chain", lambda beta: ((kept := (1 - beta).cumprod(0)), (1 - kept**2).sqrt()),
+            "sigma fits your alpha, but your chain multiplies x by 1 - beta at each step: look again at (2.1)"),
     Mistake("one minus alpha", lambda beta: ((1 - beta).cumprod(0).sqrt(), (1 - (1 - beta).cumprod(0).sqrt()).sqrt()),
             "it is the squares that add up to one, alpha^2 + sigma^2 = 1"),
 ], tips=["what does the factor in front of x_0 look like after three steps?",
@@ -102,6 +104,8 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
             "you squared the slope of sigma; the equation has the slope of sigma squared"),
     Mistake("slope of sigma", lambda c, t: (c.drift(t), slope(c.sigma, t) - 2 * c.drift(t) * c.sigma(t) ** 2),
             "(2.6) has the slope of sigma^2, not of sigma"),
+    Mistake("sigma not squared", lambda c, t: (c.drift(t), _variance_slope(c, t) - 2 * c.drift(t) * c.sigma(t)),
+            "in (2.5) f is multiplied by the variance v; which power of sigma is that?"),
     Mistake("right for VP only", lambda c, t: (c.drift(t), -2 * c.drift(t)),
             "g^2 = -2 f holds where alpha^2 + sigma^2 = 1; here every schedule counts"),
     Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
@@ -153,6 +157,9 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
     Mistake("noise times h", lambda D, x, t, s, z: _signed(
         x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
             "noise grows like the square root of h: n steps of h must add up to the variance of one step of n h"),
+    Mistake("noise without h", lambda D, x, t, s, z: _signed(
+        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt()),
+            "your noise does not know how long the step is: ten steps of a tenth would add ten times the variance of one"),
     Mistake("g squared times the root of h", lambda D, x, t, s, z: _signed(
         x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2] * parts[0].sqrt()),
             "g^2 is a variance, and so is g^2 h; which root belongs before z?"),
@@ -197,6 +204,10 @@ def _in_order(ts):
     return [(t, s, i) for i, (t, s) in enumerate(pairwise(ts))]
 
 
+def _from_the_start(D, x, ts, step, noise):
+    return D(step(D, x, ts[-2], ts[-1], noise[-1]), ts[-1])
+
+
 DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
     Mistake("no landing", _driven(_in_order, land=False),
             "your result is the last state itself, noise and all (D at time 0 gives it back unchanged); "
@@ -217,6 +228,8 @@ DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
             "every step uses the same noise; then the kicks no longer average out: step i takes noise[i]"),
     Mistake("noise from the end", _driven(lambda ts: [(t, s, -1 - i) for t, s, i in _in_order(ts)]),
             "the noise is used in the opposite order: step i takes noise[i]"),
+    Mistake("always from the start", _from_the_start,
+            "every step of yours starts from the x that was handed in; it must start where the step before it ended"),
     Mistake("noise shifted", _driven(lambda ts: [(t, s, i - 1) for t, s, i in _in_order(ts)]),
             "the noise is shifted against the steps: the first step takes noise[0]"),
 ], tips=["for n = 2 the steps are (ts[0], ts[1]) and (ts[1], ts[2])", "a grid of n + 1 times has len(ts) - 1 steps"])
@@ -302,6 +315,12 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
             "alpha(t) leads from x_0 to x_t; the step from x_s to x_t needs the ratio of two alphas"),
     Mistake("ratio upside down", _posterior(a=lambda at, st, as_, ss: as_ / at),
             "your ratio a is upside down: forward steps shrink the signal, so a <= 1"),
+    Mistake("beta since time 0", _posterior(beta=lambda at, st, as_, ss: 1 - at**2),
+            "1 - alpha(t)^2 is all the noise since time 0; beta is only what came in between s and t"),
+    Mistake("places changed", lambda D, x, t, s, z: ancestral(_Returns(D, lambda *_: x), D(x, t), t, s, z),
+            "x_t and x_0 have changed places in your mean: for s = 0 it must be x_0"),
+    Mistake("D at s", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, t: D(x, s)), x, t, s, z),
+            "you denoise x as if it were at time s already; its noise is that of t"),
     Mistake("beta of one small step", _beta_of_the_fine_grid,
             "that is the beta of one step of 1/1000, reused for a longer jump; the effective beta depends on both s and t"),
     Mistake("beta by Euler", _small_step_beta,
@@ -351,6 +370,10 @@ FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
             "try lambda = 1: is it the step of exercise 2.3?"),
     Mistake("root of lambda", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, lam**0.5),
             "lambda multiplies g, and g^2 stands under the root"),
+    Mistake("delta for two delta", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, lam**2, lam),
+            "solve for delta again: a Langevin move of size delta adds noise of variance 2 delta, not delta"),
+    Mistake("sign of delta", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (3 - lam**2) / 2, lam),
+            "the sign of your delta is the wrong one: more noise needs more of the score, less noise less"),
     Mistake("no one", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, lam**2 / 2, lam),
             "with lambda = 0 your step has no score left, yet the ODE needs half of it"),
     Mistake("sign of dt", lambda D, x, t, s, z, lam: 2 * x - _family(D, x, t, s, -z, (1 + lam**2) / 2, lam),

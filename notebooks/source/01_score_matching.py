@@ -17,6 +17,8 @@
 # * **implement** Tweedie's formula, which turns a score into a denoiser (1.5), and **measure** it on real pictures,
 # * **transfer** all of this to a distribution that you have not met (1.6).
 #
+# Allow an hour and a half: 65 minutes for the exercises, the rest for reading.
+#
 # Chapter 00 used a denoiser and did not ask where it came from. Here is the answer, and the reason for the noise.
 
 # %%
@@ -138,8 +140,8 @@ home = partial(my_gaussian_score, m=torch.tensor([0.5, 0.0]))
 points = plotting.mesh(2.5, 9, torch.float32)
 assert torch.allclose(home(points, tau=torch.full((81,), 0.8)), exact_score(bell, points), atol=1e-5)      # eq. (1.2)
 
-ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=2.0)[0], title="your score of one Gaussian")
-plotting.field(lambda x: home(x, tau=torch.full((len(x),), 0.8)), ax=ax, n=6, width=0.01)
+ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=2.0)[0])
+plotting.field(lambda x: home(x, tau=torch.full((len(x),), 0.8)), ax=ax, title="your score of one Gaussian", n=6, width=0.01)
 plt.show()
 
 # %% [markdown]
@@ -230,8 +232,8 @@ reveal("1.1")
 circle = ring()
 parameters = [p.float() for p in (circle.means, circle.stds + 0.35, circle.weights)]         # a little wider, to see more
 wide = GaussianMixture(*parameters)
-ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=2.1)[0], title="your score of a ring")
-plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, n=9, width=0.008)
+ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=2.1)[0])
+plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, title="your score of a ring", n=9, width=0.008)
 plt.show()
 assert torch.allclose(my_mixture_score(points, *parameters), exact_score(wide, points), atol=1e-4)         # eq. (1.3)
 
@@ -345,7 +347,8 @@ assert abs(sliced - implicit_loss(untrained, few).item()) < 2e-3                
 #
 # **Many data points.** The density of $x_t$ is now an average of such bells, $p_\sigma(x_t) = \mathbb E_{x_0}[p(x_t\mid x_0)]$, a
 # mixture with one component per data point. So (1.3) applies word for word: its score is the average pull of all the bells,
-# weighted by how likely each data point is to be behind $x_t$:
+# weighted by how likely each data point is to be behind $x_t$. (Once $x_t$ is given, each $x_0$ has its own $\varepsilon = (x_t -
+# x_0)/\sigma$, so the average over data points is one over noises.)
 #
 # $$ \nabla\log p_\sigma(x_t) = \mathbb E\Bigl[-\frac{\varepsilon}{\sigma}\;\Big|\;x_t\Bigr]. \tag{1.7} $$
 #
@@ -444,12 +447,14 @@ for name in runs:
     print(f"{name:10s} relative error of the score {errors[name]:6.1%}   {cost[name]:5.1f} s of processor time")
 
 # %% [markdown]
-# How close are they to the truth, arrow by arrow? Grey is exact, colour is learned, all drawn to one scale.
+# (The relative error is $|s - s^*|/|s^*|$, with the exact score $s^*$ and both lengths taken over all test points at once: 0 is
+# perfect, 100 % is as bad as $s = 0$.) How close are they to the truth, arrow by arrow? Grey is exact, colour is learned, all
+# drawn to one scale.
 
 # %%
 for (name, run), ax, colour in zip(runs.items(), plotting.panels(3, size=1.9),
                                    (plotting.ESTIMATE, plotting.SECOND, plotting.THIRD)):
-    plotting.density(noisy.log_prob, 3.6, ax)
+    plotting.shaded(noisy.log_prob, 3.6, ax)
     plotting.field(partial(exact_score, noisy), 3.6, ax, color=plotting.TRUTH, n=6, scale=55, width=0.026)
     plotting.field(run.model, 3.6, ax, f"{name}: {errors[name]:.1%}", colour, n=6, scale=55, width=0.01)
 plt.show()
@@ -501,8 +506,8 @@ reveal("1.2")
 # The height of the floor tells nothing about the model. What counts is the height *above* it, and on real data nobody knows
 # the floor. Hence: judge by samples, or compare models on the same noise.
 #
-# **How do the three losses compare as numbers?** By (1.4) and (1.5) the implicit loss is $\tfrac12\mathbb E|s - s^*|^2 -
-# \tfrac12\mathbb E|s^*|^2$. Subtract it from (1.9): everything that depends on $s$ or on the data cancels,
+# **How do the three losses compare as numbers?** By (1.4) and (1.5), the implicit loss on the noisy points is
+# $\tfrac12\mathbb E|s - s^*|^2 - \tfrac12\mathbb E|s^*|^2$. Subtract it from (1.9): everything that depends on $s$ or on the data cancels,
 #
 # $$ J_\text{DSM}(s) - J_\text{implicit}(s) = \frac{d}{2\sigma^2}. \tag{1.10} $$
 #
@@ -595,8 +600,8 @@ from course_lib.widgets import flipbook
 
 def field_at(sigma):
     p = smoothed(islands, sigma)
-    ax = plotting.density(p.log_prob, 6, title=f"sigma = {sigma}")
-    return plotting.field(partial(exact_score, p), 6, ax, n=13).figure
+    ax = plotting.density(p.log_prob, 6)
+    return plotting.field(partial(exact_score, p), 6, ax, f"sigma = {sigma}", n=13).figure
 
 
 flipbook(field_at, sigma=[0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
@@ -676,12 +681,12 @@ reveal("1.4")
 
 # %% [markdown]
 # Repaired, if we walk long enough at each level: with few steps the walkers lag behind the levels, and the shares freeze half-way
-# when the strait opens. The ± is the sampling error of a share, $\sqrt{0.8 \cdot 0.2/N}$.
+# when the strait empties. The ± is the sampling error of a share, $\sqrt{0.8 \cdot 0.2/N}$.
 #
 # And with a *learned* score? One network can serve all noise levels if we tell it the level. `Preconditioned` from the
-# library does so: it scales the network's input and output to a noise level, and `X0()` says that the output is a guess of $x_0$.
-# Its `denoising_loss` is (1.8) for such a network, at a level drawn afresh for each row. Why $x_0$ and the score are the same
-# thing to learn is the next section's subject.
+# library does so: it scales the network's input and output to suit the level, and `X0()` says that the output is a guess of $x_0$.
+# Its `denoising_loss` is (1.8) for such a network, up to a weight for each level, with a level drawn afresh for each row. Why
+# $x_0$ and the score are the same thing to learn is the next section's subject.
 
 # %%
 def at_all_levels(D, x0, generator):
@@ -712,7 +717,7 @@ show_walkers({"truth": islands.sample(N, seeded(2)), "one level": walked, "20 le
 # ## 8. Tweedie: a score is a denoiser
 #
 # Now with both functions of (0.1), $x_t = \alpha x_0 + \sigma\varepsilon$. The bell around one data point is centred at $\alpha
-# x_0$, so its score is $(\alpha x_0 - x_t)/\sigma^2$, and (1.7) reads
+# x_0$, so its score is $(\alpha x_0 - x_t)/\sigma^2$. With $p_t$ for the density of $x_t$, (1.7) reads
 #
 # $$ \nabla\log p_t(x_t) = \mathbb E\Bigl[\frac{\alpha x_0 - x_t}{\sigma^2}\,\Big|\,x_t\Bigr]
 #    = \frac{\alpha\,\mathbb E[x_0\mid x_t] - x_t}{\sigma^2}, $$
