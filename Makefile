@@ -32,6 +32,7 @@ $(VENV)/lab.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[lab,teach,dev]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps azula
 	touch $(VENV)/lab.stamp $@
 
 $(BIN)/pip:
