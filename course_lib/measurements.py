@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 from . import data, recipes
 from .denoiser import Denoiser
 from .diffusers_bridge import drive, first_ratio
-from .fast_samplers import ddim, dpm_solver_pp, fine_grid, optimise_grid
+from .fast_samplers import ddim, dpm_solver_pp, dpm_solver_pp_sde, fine_grid, optimise_grid
 from .files import atomic_write
 from .ledger import Row, record
 from .metrics import features, frechet, sliced_wasserstein
-from .ode_samplers import heun
+from .ode_samplers import euler, heun
 from .sampling import Result, Step, final, last, prior, sample
-from .schedules import CosineVP, LinearVP, equal_angles, karras, log_snr_uniform, uniform
+from .schedules import CosineVP, LinearVP, equal_angles, karras, log_snr_to_zero, log_snr_uniform, uniform
 from .sde_samplers import ancestral, euler_maruyama, predictor_corrector
 from .targets import ring
 from .training import default_device
@@ -71,22 +71,30 @@ def spread(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def in_batches(D: Denoiser, labels: Tensor, ts: Tensor, step: Step, seed: int, batch: int) -> tuple[Result, float]:
+# ---------------------------------------------------------------------------------------------- Fashion-MNIST
+Drawing = Callable[[torch.Generator], Callable[..., Iterator[Tensor]]]  # a sampler that takes its noise from that generator
+
+
+def by_step(step: Step) -> Drawing:
+    """A one-step method as what `in_batches` draws with."""
+    return lambda generator: partial(sample, step=step, generator=generator)
+
+
+def in_batches(D: Denoiser, labels: Tensor, ts: Tensor, drawing: Drawing, seed: int, batch: int) -> tuple[Result, float]:
     """Images (N, 1, 28, 28) for the labels (N,), with their counts, and the seconds a batch took (median)."""
     generator = torch.Generator(labels.device).manual_seed(seed)
     images, seconds = [], []
-    for cond in tqdm(labels.split(batch), desc=f"{step.__name__}, {len(ts) - 1} steps", leave=False):
+    for cond in tqdm(labels.split(batch), desc=f"{len(ts) - 1} steps, seed {seed}", leave=False):
         x = prior(D, (len(cond), 1, 28, 28), generator, device=labels.device)
         start = time.perf_counter()
-        result = final(D, x, ts, step, generator, cond=cond)
+        result = last(drawing(generator), D, x, ts, cond=cond)
         images.append(result.x.cpu())
         seconds.append(time.perf_counter() - start)
     return Result(torch.cat(images), result.nfe, result.depth), statistics.median(seconds)
 
 
-@measurement
-def baseline(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
-    """Where the course starts: the Fashion-MNIST teacher by DDIM and by ancestral sampling, at 30, 100 and 1000 steps."""
+def _fashion_rows(device, samples, seeds, runs: Iterable[tuple[str, Drawing, Callable[..., Tensor], int]]) -> Iterable[Row]:
+    """Two rows for every (name, drawing, grid, steps): Frechet distance and class agreement, beside those of real images."""
     batch = min(samples, 500 if device.type == "cuda" else 50)
     D = recipes.load("fashion_teacher", device)
     classifier = recipes.load("fashion_classifier")
@@ -95,19 +103,36 @@ def baseline(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     floor = frechet(features(classifier.features, held_out[:samples]), reference)
     agreement_of_real = recipes.accuracy(classifier, *data.fashion_mnist("test"))
     labels = (torch.arange(samples) % 10).to(device)
-    for n, step in ((30, ddim), (30, ancestral), (1000, ancestral), (100, ancestral), (100, ddim), (1000, ddim)):
-        runs = [in_batches(D, labels, uniform(n, D.schedule), step, seed, batch) for seed in range(seeds)]
-        result, seconds = runs[0]
-        common = {"method": step.__name__, "dataset": "fashion_mnist", "nfe": result.nfe, "depth": result.depth,
+    for name, drawing, grid, n in runs:
+        drawn = [in_batches(D, labels, grid(n, D.schedule), drawing, seed, batch) for seed in range(seeds)]
+        result, seconds = drawn[0]
+        common = {"method": name, "dataset": "fashion_mnist", "nfe": result.nfe, "depth": result.depth,
                   "batch": batch, "seconds": seconds, "device": device_name(device),
                   "samples": samples, "seeds": seeds, "weights": "fashion_teacher", "status": status(samples, seeds)}
-        distances = [frechet(features(classifier.features, r.x), reference) for r, _ in runs]
-        agreements = [recipes.accuracy(classifier, r.x, labels) for r, _ in runs]
+        distances = [frechet(features(classifier.features, r.x), reference) for r, _ in drawn]
+        agreements = [recipes.accuracy(classifier, r.x, labels) for r, _ in drawn]
         yield Row(metric="frechet", value=statistics.mean(distances), spread=spread(distances), floor=floor, **common)
         yield Row(metric="class_agreement", value=statistics.mean(agreements), spread=spread(agreements),
                   floor=agreement_of_real, **common)
 
 
+@measurement
+def baseline(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
+    """Where the course starts: the Fashion-MNIST teacher by DDIM and by ancestral sampling, at 30, 100 and 1000 steps."""
+    pairs = ((30, ddim), (30, ancestral), (1000, ancestral), (100, ancestral), (100, ddim), (1000, ddim))
+    return _fashion_rows(device, samples, seeds, ((step.__name__, by_step(step), uniform, n) for n, step in pairs))
+
+
+@measurement
+def few_steps(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
+    """The same teacher at 30 and 10 steps by DPM-Solver++, as ODE and as SDE, in log-SNR down to 5 and then to t = 0."""
+    solvers = {"dpm_solver_pp_sde": lambda generator: partial(dpm_solver_pp_sde, generator=generator),
+               "dpm_solver_pp_2": lambda generator: dpm_solver_pp, "ancestral_to_zero": by_step(ancestral)}
+    return _fashion_rows(device, samples, seeds,
+                         ((name, drawing, log_snr_to_zero, n) for n in (30, 10) for name, drawing in solvers.items()))
+
+
+# ---------------------------------------------------------------------------------------------- SDE samplers on the ring
 @measurement
 def ring_sde(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     """Reverse-time SDE samplers on the ring of eight Gaussians with the exact score, from 1000 steps down to 10."""
@@ -164,7 +189,8 @@ class SolverRow:
 BUDGETS = (5, 10, 20, 50)
 GRIDS = {"uniform": uniform, "log-SNR": log_snr_uniform, "karras": karras}
 # name: the sampler, and how many steps it can take for k evaluations
-OURS = {"ddim": (partial(sample, step=ddim), lambda k: k), "dpm_solver_pp, order 2": (dpm_solver_pp, lambda k: k),
+OURS = {"euler": (partial(sample, step=euler), lambda k: k), "ddim": (partial(sample, step=ddim), lambda k: k),
+        "dpm_solver_pp, order 2": (dpm_solver_pp, lambda k: k),
         "dpm_solver_pp, order 3": (partial(dpm_solver_pp, order=3), lambda k: k - 1),
         "heun": (partial(sample, step=heun), lambda k: k // 2)}
 
@@ -224,7 +250,7 @@ def _ours(x: Tensor) -> Iterator[SolverRow]:
     D, free, device = target.denoiser(LinearVP()), Free(LinearVP()), device_name(torch.device("cpu"))
     std = (target.means.square().mean() + target.stds[0] ** 2).sqrt().item()
     others = torch.randn(512, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)   # to optimise grids on
-    grids = GRIDS | {"equal angles": partial(equal_angles, std=std)}
+    grids = GRIDS | {"equal angles": partial(equal_angles, std=std), "equal angles, std 0.5": equal_angles}
     exact = end_point(D, x, (-D.schedule.log_snr(D.schedule.t_max) / 2).exp().item())
     for name, (sampler, steps) in OURS.items():
         images, ts = torch.randn(16, 1, 32, 32), uniform(50, D.schedule)

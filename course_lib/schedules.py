@@ -223,6 +223,17 @@ def log_snr_uniform(n: int, schedule: Schedule) -> Tensor:
     return _pinned(schedule.time_of_log_snr(start + _fractions(n) * (end - start)), schedule)
 
 
+def log_snr_to_zero(n: int, schedule: Schedule, end: float = 5.0) -> Tensor:
+    """Equal steps in log-SNR from t_max down to log-SNR `end`, then one to t = 0: (n+1,) decreasing times.
+
+    The last step lands on x0_hat. A network that is unsure of the faintest noise is not asked about it again and again.
+    """
+    start, shares = schedule.log_snr(schedule.t_max), _fractions(n)[:-1] * n / max(n - 1, 1)                    # 0, ..., 1
+    ts = torch.cat([schedule.time_of_log_snr(start + shares * (end - start)), torch.zeros(1, dtype=torch.float64)])
+    ts[0] = schedule.t_max
+    return ts
+
+
 def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho): (n+1,) decreasing times (Karras et al. 2022, eq. 5)."""
     start, end = ((-schedule.log_snr(t) / (2 * rho)).exp() for t in (schedule.t_max, schedule.t_min))

@@ -40,10 +40,18 @@ def test_baseline_records_distance_and_agreement_with_their_floors(small_course)
     assert all(row.value > row.floor for row in rows if row.metric == "frechet")        # one grey picture is not clothes
 
 
+def test_few_steps_records_every_solver_at_both_budgets(small_course):
+    with torch.no_grad():
+        rows = measurements.MEASUREMENTS["few_steps"](device="cpu", samples=100, seeds=2)
+    assert {(row.method, row.nfe) for row in rows} == {(name, n) for n in (10, 30) for name in
+                                                       ("dpm_solver_pp_sde", "dpm_solver_pp_2", "ancestral_to_zero")}
+    assert all(row.spread is not None and row.seeds == 2 for row in rows)
+
+
 def test_the_same_seed_gives_the_same_pictures():
     D = Preconditioned(Grey(), CosineVP(), X0())
     runs = [measurements.in_batches(D, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.5, 0.1]),
-                                    measurements.ancestral, seed, batch=2) for seed in (0, 0, 1)]
+                                    measurements.by_step(measurements.ancestral), seed, batch=2) for seed in (0, 0, 1)]
     (first, _), (again, _), (other, _) = runs
     assert first.x.shape == (5, 1, 28, 28) and (first.nfe, first.depth) == (2, 2)
     assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)

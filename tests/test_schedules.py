@@ -15,6 +15,7 @@ from course_lib.schedules import (
     angle,
     equal_angles,
     karras,
+    log_snr_to_zero,
     log_snr_uniform,
     quadratic,
     time_of_angle,
@@ -157,6 +158,15 @@ def test_a_grid_falls_between_pinned_ends(grid, schedule, n):
 def test_a_grid_has_equal_steps_on_its_own_scale(grid, scale, schedule):
     steps = scale(schedule, grid(12, schedule)).diff()
     torch.testing.assert_close(steps, steps.mean().expand(12), rtol=1e-8, atol=0)
+
+
+@every_schedule
+@pytest.mark.parametrize("n", [1, 2, 7, 100])
+def test_log_snr_to_zero_has_equal_steps_and_lands_on_zero(schedule, n):
+    ts = log_snr_to_zero(n, schedule, end=5.0)
+    assert ts.shape == (n + 1,) and ts[0] == schedule.t_max and ts[-1] == 0 and bool((ts.diff() < 0).all())
+    steps = schedule.log_snr(ts[:-1]).diff()
+    torch.testing.assert_close(steps, steps.new_full((n - 1,), (5 - schedule.log_snr(schedule.t_max).item()) / max(n - 1, 1)))
 
 
 def test_karras_is_the_papers_formula():
