@@ -25,8 +25,8 @@ from .fast_samplers import ddim, dpm_solver_pp, dpm_solver_pp_sde, fine_grid, op
 from .files import atomic_write
 from .ledger import Row, record
 from .metrics import features, frechet, sliced_wasserstein
-from .ode_samplers import euler, heun
-from .sampling import Result, Step, final, last, prior, sample
+from .ode_samplers import euler, heun, rk45
+from .sampling import Result, Step, last, prior, sample
 from .schedules import CosineVP, LinearVP, equal_angles, karras, log_snr_to_zero, log_snr_uniform, uniform
 from .sde_samplers import ancestral, euler_maruyama, predictor_corrector
 from .targets import ring
@@ -132,10 +132,29 @@ def few_steps(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
                          ((name, drawing, log_snr_to_zero, n) for n in (30, 10) for name, drawing in solvers.items()))
 
 
-# ---------------------------------------------------------------------------------------------- SDE samplers on the ring
+# ---------------------------------------------------------------------------------------------- the ring
 @measurement
 def ring_sde(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     """Reverse-time SDE samplers on the ring of eight Gaussians with the exact score, from 1000 steps down to 10."""
+    steps = {"euler_maruyama": euler_maruyama, "ancestral": ancestral, "predictor_corrector": predictor_corrector()}
+    return _ring_rows(device, samples, seeds, ((name, by_step(step), n) for n in (10, 30, 100, 1000)
+                                               for name, step in steps.items()))
+
+
+@measurement
+def ring_ode(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
+    """Solvers of the probability flow on the same ring: fixed steps from 1000 down to 10, and RK45 at its tolerances."""
+    solvers = {"euler": by_step(euler), "heun": by_step(heun), "ddim": by_step(ddim),
+               "dpm_solver_pp_2": lambda _: dpm_solver_pp}
+    runs = [(name, drawing, n) for n in (10, 30, 100, 1000) for name, drawing in solvers.items()]
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        adaptive = partial(rk45, rtol=tolerance, atol=tolerance)
+        runs.append((f"rk45 ({tolerance:g})", lambda _, adaptive=adaptive: adaptive, 1))
+    return _ring_rows(device, samples, seeds, runs)
+
+
+def _ring_rows(device, samples, seeds, runs: Iterable[tuple[str, Drawing, int]]) -> Iterable[Row]:
+    """Two rows for every (name, drawing, uniform steps): sliced Wasserstein distance, of the ring as it is and folded."""
     samples, seeds = max(samples, FULL["samples"]), max(seeds, FULL["seeds"])  # two dimensions are cheap on any device
     target, schedule = ring(), LinearVP()
     D = target.denoiser(schedule)
@@ -146,21 +165,20 @@ def ring_sde(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     views = {"sliced_w2": lambda x: x, "sliced_w2_folded": fold}
     floors = {metric: statistics.mean(sliced_wasserstein(view(exact(1000 + s)), view(exact(2000 + s))) for s in range(seeds))
               for metric, view in views.items()}
-    for n in (10, 30, 100, 1000):
-        for name, step in (("euler_maruyama", euler_maruyama), ("ancestral", ancestral),
-                           ("predictor_corrector", predictor_corrector())):
-            ends, start = [], time.perf_counter()
-            for seed in range(seeds):
-                generator = torch.Generator(device).manual_seed(seed)
-                result = final(D, prior(D, (samples, 2), generator, device=device), uniform(n, schedule), step, generator)
-                ends.append(result.x.cpu())
-            seconds = (time.perf_counter() - start) / seeds
-            for metric, view in views.items():
-                distances = [sliced_wasserstein(view(x), view(exact(1000 + seed))) for seed, x in enumerate(ends)]
-                yield Row(method=name, dataset="ring", nfe=result.nfe, depth=result.depth, batch=samples, seconds=seconds,
-                          device=device_name(device), metric=metric, value=statistics.mean(distances),
-                          spread=spread(distances), floor=floors[metric], samples=samples, seeds=seeds, weights="exact",
-                          status=status(samples, seeds))
+    for name, drawing, n in runs:
+        ends, start = [], time.perf_counter()
+        for seed in range(seeds):
+            generator = torch.Generator(device).manual_seed(seed)
+            x = prior(D, (samples, 2), generator, device=device)
+            result = last(drawing(generator), D, x, uniform(n, schedule))
+            ends.append(result.x.cpu())
+        seconds = (time.perf_counter() - start) / seeds
+        for metric, view in views.items():
+            distances = [sliced_wasserstein(view(x), view(exact(1000 + seed))) for seed, x in enumerate(ends)]
+            yield Row(method=name, dataset="ring", nfe=result.nfe, depth=result.depth, batch=samples, seconds=seconds,
+                      device=device_name(device), metric=metric, value=statistics.mean(distances),
+                      spread=spread(distances), floor=floors[metric], samples=samples, seeds=seeds, weights="exact",
+                      status=status(samples, seeds))
 
 
 def fold(x: Tensor, k: int = 8) -> Tensor:
