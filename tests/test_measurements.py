@@ -57,6 +57,19 @@ def test_the_same_seed_gives_the_same_pictures():
     assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
 
 
+def test_balanced_sets_are_disjoint_and_have_every_class_alike(generator):
+    labels = torch.randint(10, (1000,), generator=generator)
+    sets = measurements.balanced(labels, 200)
+    assert len(sets) >= 3 and len(torch.cat(sets).unique()) == 200 * len(sets)
+    assert all((labels[rows].bincount(minlength=10) == 20).all() for rows in sets)
+
+
+@pytest.mark.parametrize("samples", [15, 0, 1010])
+def test_samples_that_cannot_be_balanced_are_refused(samples):
+    with pytest.raises(ValueError, match=f"samples: expected a multiple of 10, at most 1000, got {samples}"):
+        measurements.balanced(torch.arange(1000) % 10, samples)
+
+
 def test_only_large_samples_and_several_seeds_are_full():
     assert measurements.status(10_000, 3) == "full"
     assert measurements.status(1000, 3) == measurements.status(10_000, 1) == "provisional"
