@@ -232,7 +232,9 @@ def solvers(device=None, samples: int | None = None, seeds: int | None = None) -
     Writes data/solvers.csv. Always on the CPU; `samples` starts (2048), of which there is one set: `seeds` counts for nothing.
     """
     x = torch.randn(samples or 2048, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = [*_ours(x), *(_diffusers(x) if importlib.util.find_spec("diffusers") else ())]
+    theirs = importlib.util.find_spec("diffusers") is not None
+    own = own_times(_our_runs() | (_their_runs() if theirs else {}))
+    rows = [*_ours(x, own), *(_diffusers(x, own) if theirs else ())]
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(SolverRow)], lineterminator="\n")
     writer.writeheader()
@@ -255,14 +257,19 @@ class Free:
         return x
 
 
-def microseconds(run: Callable[[], object], steps: int, repeats: int = 15) -> float:
-    """The least processor time of several runs, by step; unlike the clock's, it counts no waiting for other programs."""
-    seconds = []
+def own_times(runs: dict[tuple[str, str], Callable[[], object]], repeats: int = 15) -> dict[tuple[str, str], float]:
+    """The least processor time of several runs of 50 steps, in microseconds a step.
+
+    Unlike the clock's, it counts no waiting for other programs; and the runs take turns, so that a slow moment of the machine
+    falls on all alike.
+    """
+    least = dict.fromkeys(runs, float("inf"))
     for _ in range(repeats):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-    return min(seconds) / steps * 1e6
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            least[name] = min(least[name], (time.process_time() - start) / 50 * 1e6)
+    return least
 
 
 def end_point(D: Denoiser, x: Tensor, ratio: float) -> Tensor:
@@ -276,31 +283,35 @@ def mean_distance(x: Tensor, y: Tensor) -> float:
     return (x - y).norm(dim=1).mean().item()
 
 
-def _ours(x: Tensor) -> Iterator[SolverRow]:
+def _our_runs() -> dict[tuple[str, str], Callable[[], object]]:
+    free, images = Free(LinearVP()), torch.randn(16, 1, 32, 32)
+    return {("course", name): partial(last, sampler, free, images, uniform(50, free.schedule))
+            for name, (sampler, _) in OURS.items()}
+
+
+def _ours(x: Tensor, own: dict) -> Iterator[SolverRow]:
     target = ring()
-    D, free, device = target.denoiser(LinearVP()), Free(LinearVP()), device_name(torch.device("cpu"))
+    D, device = target.denoiser(LinearVP()), device_name(torch.device("cpu"))
     std = (target.means.square().mean() + target.stds[0] ** 2).sqrt().item()
     others = torch.randn(512, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)   # to optimise grids on
     grids = GRIDS | {"equal angles": partial(equal_angles, std=std), "equal angles, std 0.5": equal_angles}
     exact = end_point(D, x, (-D.schedule.log_snr(D.schedule.t_max) / 2).exp().item())
     for name, (sampler, steps) in OURS.items():
-        images, ts = torch.randn(16, 1, 32, 32), uniform(50, D.schedule)
-        own = microseconds(lambda: last(sampler, free, images, ts), 50)  # noqa: B023 - called at once
         for k in BUDGETS:
             candidates = {grid: make(steps(k), D.schedule) for grid, make in grids.items()}
             if sampler is not OURS["heun"][0]:
                 candidates["optimised"] = optimise_grid(D, others, steps(k), sampler, end=0.0, std=std)
             for grid, ts in candidates.items():
                 result = last(sampler, D, x, ts)
-                yield SolverRow("course", name, grid, result.nfe, mean_distance(result.x, exact), own, device)
+                yield SolverRow("course", name, grid, result.nfe, mean_distance(result.x, exact),
+                                own["course", name], device)
 
 
-def _diffusers(x: Tensor) -> Iterator[SolverRow]:
+def _their_kinds() -> dict[str, tuple[type, dict, dict]]:
+    """The schedulers of diffusers: their class, their options, and the options that choose a grid, by its name."""
     import diffusers
 
     diffusers.logging.set_verbosity_error()                              # its remarks on configurations it mends itself
-    D, device = ring().denoiser(CosineVP()), device_name(torch.device("cpu"))        # a clock that reaches all their levels
-    images = torch.randn(16, 1, 32, 32)
     plain = {"uniform": {}, "karras": {"use_karras_sigmas": True}}
     spaced = plain | {"trailing": {"timestep_spacing": "trailing"}}
     whole = {"uniform": {}, **{name: {"timestep_spacing": name} for name in ("trailing", "linspace")}}
@@ -312,9 +323,19 @@ def _diffusers(x: Tensor) -> Iterator[SolverRow]:
         ("UniPC", diffusers.UniPCMultistepScheduler, spaced), ("DEIS", diffusers.DEISMultistepScheduler, spaced),
     ):
         kinds |= {f"{name}, order {order}": (kind, {"solver_order": order}, grids) for order in (1, 2, 3)}
+    return kinds
+
+
+def _their_runs() -> dict[tuple[str, str], Callable[[], object]]:
+    images = torch.randn(16, 1, 32, 32)
+    return {("diffusers", name): partial(_run_free, kind(**options), images)
+            for name, (kind, options, _) in _their_kinds().items()}
+
+
+def _diffusers(x: Tensor, own: dict) -> Iterator[SolverRow]:
+    D, device = ring().denoiser(CosineVP()), device_name(torch.device("cpu"))        # a clock that reaches all their levels
     exact = {}                                                            # by noise level: their spacings start at several
-    for name, (kind, options, grids) in kinds.items():
-        own = microseconds(partial(_run_free, kind(**options), images), 50)
+    for name, (kind, options, grids) in _their_kinds().items():
         for grid, extra in grids.items():
             scheduler = kind(**options, **extra)
             for k in BUDGETS:
@@ -322,7 +343,8 @@ def _diffusers(x: Tensor) -> Iterator[SolverRow]:
                 ratio = first_ratio(scheduler).item()
                 exact[ratio] = exact[ratio] if ratio in exact else end_point(D, x, ratio)
                 end, evaluations = drive(scheduler, D, x)
-                yield SolverRow("diffusers", name, grid, evaluations, mean_distance(end, exact[ratio]), own, device)
+                yield SolverRow("diffusers", name, grid, evaluations, mean_distance(end, exact[ratio]),
+                                own["diffusers", name], device)
 
 
 def _run_free(scheduler, x: Tensor) -> None:
