@@ -143,19 +143,19 @@ def _weights(h, nodes, rate):
 
 # ---------------------------------------------------------------------------------------------- grids
 def optimise_grid(D: Denoiser, x: Tensor, n: int, sampler: Callable[..., Iterator[Tensor]], end: float | None = None,
-                  std: float = 0.5, iterations: int = 100, cond: Tensor | None = None) -> Tensor:
+                  std: float = 0.5, iterations: int = 100, fine: int = 400, cond: Tensor | None = None) -> Tensor:
     """The grid (n+1,) from t_max to `end` (None: t_min) on which sampler(D, x, ts, cond=cond) ends nearest to the truth.
 
-    Minimises the mean squared distance of its last state from a fine solution, over the starts x (B, ...) at t_max, by
-    L-BFGS with gradients through all n evaluations. The unknowns are the steps' shares of the angle of `equal_angles`,
-    equal at first; std is that angle's. `end` may be 0. ValueError for n < 2.
+    Minimises the mean squared distance of its last state from a solution in `fine` steps, over the starts x (B, ...) at
+    t_max, by L-BFGS with gradients through all n evaluations. The unknowns are the steps' shares of the angle of
+    `equal_angles`, equal at first; std is that angle's. `end` may be 0. ValueError for n < 2.
     """
     if not isinstance(n, int) or n < 2:
         raise ValueError(f"n: expected at least 2 whole steps, since one leaves nothing to choose, got {n!r}")
     schedule, end = D.schedule, D.schedule.t_min if end is None else end
     ends = torch.tensor([schedule.t_max, end], dtype=torch.float64)
     start_angle, end_angle = angle(ends, schedule, std)
-    truth = last(dpm_solver_pp, D, x, fine_grid(schedule, *ends.tolist()), order=3, cond=cond).x
+    truth = last(dpm_solver_pp, D, x, fine_grid(schedule, *ends.tolist(), fine), order=3, cond=cond).x
     logits = torch.zeros(n, dtype=torch.float64, requires_grad=True)
 
     def grid():
