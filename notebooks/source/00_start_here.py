@@ -310,9 +310,10 @@ print(f"distance between two sets of true samples: {floor:.2f}")
 begin = time.perf_counter()
 result = final(exact, start, uniform(30, schedule), my_step)
 row = ledger.Row(method="my_step", dataset="ring", nfe=result.nfe, depth=result.depth, batch=2000,
-                 seconds=time.perf_counter() - begin, device="cpu", metric="sliced_w2", value=sliced_wasserstein(result.x, truth), floor=floor,
-                 samples=2000, seeds=1, weights="exact")
-shipped = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv") if r.dataset == "fashion_mnist"]
+                 seconds=time.perf_counter() - begin, device="cpu", metric="sliced_w2",
+                 value=sliced_wasserstein(result.x, truth), floor=floor, samples=2000, seeds=1, weights="exact")
+shipped = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv")
+           if r.dataset == "fashion_mnist" and r.method in ("ddim", "ancestral")]               # later chapters show the others
 print(ledger.table([row, *shipped]))
 
 # %% [markdown]
