@@ -18,6 +18,7 @@ The map, bottom to top; a module imports only from modules above it in this list
     sde_samplers    Euler-Maruyama, ancestral (DDPM), predictor-corrector
     ode_samplers    Euler, Heun, adaptive RK45; encoding and likelihood
     fast_samplers   DDIM, DPM-Solver++, optimised time grids
+    parallel        Picard and parareal: many steps of a trajectory at once, on one device or many
     diffusers_bridge  the course's denoisers and the schedulers of diffusers
     training        the loop: EMA, atomic checkpoints, exact resume, data-parallel
     data            Fashion-MNIST, checked by its sum
@@ -25,7 +26,7 @@ The map, bottom to top; a module imports only from modules above it in this list
     ledger          the table of what every method costs and gives
     plotting        the figures
     recipes         the trained models that the course ships
-    measurements    what fills the ledger
+    images          images from the shipped model, alone or under torchrun
     widgets         sliders around pure functions
-    classroom       exercises, their checks, the `course` command
+    classroom       exercises, their checks, the `course` command and what it measures
 """

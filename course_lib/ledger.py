@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -74,11 +74,16 @@ def _cast(kind) -> type:
 
 def write(path: str | Path, rows: Iterable[Row]) -> None:
     """Replace the file by these rows, sorted, atomically."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    write_table(path, sorted(rows, key=lambda r: (r.dataset, r.metric, -r.nfe, r.method, r.device)), COLUMNS)
+
+
+def write_table(path: str | Path, rows: Iterable, columns: Sequence[str] = ()) -> None:
+    """Dataclasses of one kind as a CSV file, atomically; columns: their order, where it is not that of the fields."""
+    text, entries = io.StringIO(), [asdict(row) for row in rows]
+    writer = csv.DictWriter(text, columns or list(entries[0]), lineterminator="\n")
     writer.writeheader()
-    for row in sorted(rows, key=lambda r: (r.dataset, r.metric, -r.nfe, r.method, r.device)):
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
+    for entry in entries:
+        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in entry.items()})
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 

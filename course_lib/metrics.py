@@ -42,6 +42,15 @@ def mmd2(x: Tensor, y: Tensor, bandwidth: float = 0.5) -> float:
     return (within_x + within_y - 2 * kernel(x, y).mean()).item()
 
 
+def fold(x: Tensor, k: int = 8) -> Tensor:
+    """Points (N, 2) of a ring of k equal spots, each turned by a multiple of 2 pi/k into the sector around the first.
+
+    How many samples fall on each spot is a lottery for exact samples too, and most of the floor; folded, it is gone.
+    """
+    turn = -2 * torch.pi / k * (torch.atan2(x[:, 1], x[:, 0]) * k / (2 * torch.pi)).round()
+    return torch.stack([turn.cos() * x[:, 0] - turn.sin() * x[:, 1], turn.sin() * x[:, 0] + turn.cos() * x[:, 1]], 1)
+
+
 def frechet(x: Tensor, y: Tensor) -> float:
     """Frechet distance of Gaussians fitted to features x (N, d), y (M, d): |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 

@@ -42,7 +42,7 @@ ALLOWED = {
     "plotting": set(),
 }
 SCIENCE = set(ALLOWED)
-ALLOWED |= {name: SCIENCE | {"recipes", "measurements"} for name in ("recipes", "measurements", "widgets")}
+ALLOWED |= {name: SCIENCE | {"recipes"} for name in ("recipes", "widgets", "images")}
 
 
 def imported(path: Path) -> set[str]:

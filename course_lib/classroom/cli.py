@@ -137,7 +137,7 @@ def _train(options, root) -> int:
 
 
 def _measure(options, root) -> int:
-    measurements = importlib.import_module("course_lib.measurements").MEASUREMENTS
+    measurements = importlib.import_module("course_lib.classroom.measure").MEASUREMENTS
     if options.name is None:
         return _listed(measurements)
     if options.name not in measurements:

@@ -39,8 +39,7 @@ import torch
 from course_lib import data, ledger, plotting, recipes
 from course_lib.classroom import exercise, predict, reveal
 from course_lib.denoiser import levels, per_row, score, velocity
-from course_lib.measurements import fold
-from course_lib.metrics import sliced_wasserstein
+from course_lib.metrics import fold, sliced_wasserstein
 from course_lib.ode_samplers import (
     bits_per_dim,
     dequantise,

@@ -213,7 +213,7 @@ def test_lab_serves_quietly_from_the_root(course, monkeypatch):
 
 
 @pytest.mark.parametrize("command, module, table",
-                         [("train", "recipes", "RECIPES"), ("measure", "measurements", "MEASUREMENTS")])
+                         [("train", "recipes", "RECIPES"), ("measure", "classroom.measure", "MEASUREMENTS")])
 def test_train_and_measure_pass_on_what_was_given(monkeypatch, capsys, command, module, table):
     calls = []
 

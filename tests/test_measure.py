@@ -5,10 +5,15 @@ import csv
 import pytest
 import torch
 
-from course_lib import data, ledger, measurements, recipes
+from course_lib import data, ledger, recipes
+from course_lib.classroom import measure
+from course_lib.classroom.measure import parallel_runs, quality, solver_errors
 from course_lib.denoiser import X0, Preconditioned
-from course_lib.networks import Classifier
+from course_lib.fast_samplers import ddim
+from course_lib.metrics import fold
+from course_lib.networks import MLP, Classifier
 from course_lib.schedules import CosineVP
+from course_lib.sde_samplers import ancestral
 from course_lib.targets import ring
 
 
@@ -33,7 +38,7 @@ def small_course(tmp_path, monkeypatch):
 
 def test_baseline_records_distance_and_agreement_with_their_floors(small_course):
     with torch.no_grad():
-        rows = measurements.MEASUREMENTS["baseline"](device="cpu", samples=100, seeds=1)
+        rows = measure.MEASUREMENTS["baseline"](device="cpu", samples=100, seeds=1)
     assert ledger.read(small_course) == ledger.read(small_course) != []
     assert {row.nfe for row in rows} == {30, 100, 1000} and {row.metric for row in rows} == {"frechet", "class_agreement"}
     assert all(row.status == "provisional" and row.spread is None for row in rows)
@@ -42,7 +47,7 @@ def test_baseline_records_distance_and_agreement_with_their_floors(small_course)
 
 def test_few_steps_records_every_solver_at_both_budgets(small_course):
     with torch.no_grad():
-        rows = measurements.MEASUREMENTS["few_steps"](device="cpu", samples=100, seeds=2)
+        rows = measure.MEASUREMENTS["few_steps"](device="cpu", samples=100, seeds=2)
     assert {(row.method, row.nfe) for row in rows} == {(name, n) for n in (10, 30) for name in
                                                        ("dpm_solver_pp_sde", "dpm_solver_pp_2", "ancestral_to_zero")}
     assert all(row.spread is not None and row.seeds == 2 for row in rows)
@@ -50,8 +55,8 @@ def test_few_steps_records_every_solver_at_both_budgets(small_course):
 
 def test_the_same_seed_gives_the_same_pictures():
     D = Preconditioned(Grey(), CosineVP(), X0())
-    runs = [measurements.in_batches(D, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.5, 0.1]),
-                                    measurements.by_step(measurements.ancestral), seed, batch=2) for seed in (0, 0, 1)]
+    runs = [quality.in_batches(D, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.5, 0.1]),
+                                    quality.by_step(ancestral), seed, batch=2) for seed in (0, 0, 1)]
     (first, _), (again, _), (other, _) = runs
     assert first.x.shape == (5, 1, 28, 28) and (first.nfe, first.depth) == (2, 2)
     assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
@@ -59,7 +64,7 @@ def test_the_same_seed_gives_the_same_pictures():
 
 def test_balanced_sets_are_disjoint_and_have_every_class_alike(generator):
     labels = torch.randint(10, (1000,), generator=generator)
-    sets = measurements.balanced(labels, 200)
+    sets = quality.balanced(labels, 200)
     assert len(sets) >= 3 and len(torch.cat(sets).unique()) == 200 * len(sets)
     assert all((labels[rows].bincount(minlength=10) == 20).all() for rows in sets)
 
@@ -67,27 +72,27 @@ def test_balanced_sets_are_disjoint_and_have_every_class_alike(generator):
 @pytest.mark.parametrize("samples", [15, 0, 1010])
 def test_samples_that_cannot_be_balanced_are_refused(samples):
     with pytest.raises(ValueError, match=f"samples: expected a multiple of 10, at most 1000, got {samples}"):
-        measurements.balanced(torch.arange(1000) % 10, samples)
+        quality.balanced(torch.arange(1000) % 10, samples)
 
 
 def test_only_large_samples_and_several_seeds_are_full():
-    assert measurements.status(10_000, 3) == "full"
-    assert measurements.status(1000, 3) == measurements.status(10_000, 1) == "provisional"
+    assert quality.status(10_000, 3) == "full"
+    assert quality.status(1000, 3) == quality.status(10_000, 1) == "provisional"
 
 
 def test_a_folded_ring_is_one_spot_and_keeps_its_distances_from_the_middle(generator):
     target = ring()
-    assert torch.allclose(measurements.fold(target.means), target.means[:1].expand(8, 2), atol=1e-12)
+    assert torch.allclose(fold(target.means), target.means[:1].expand(8, 2), atol=1e-12)
     x = target.sample(200, generator)
-    assert torch.allclose(measurements.fold(x).norm(dim=1), x.norm(dim=1), atol=1e-12)
-    assert (torch.atan2(*measurements.fold(x).T.flip(0)).abs() <= torch.pi / 8 + 1e-12).all()
+    assert torch.allclose(fold(x).norm(dim=1), x.norm(dim=1), atol=1e-12)
+    assert (torch.atan2(*fold(x).T.flip(0)).abs() <= torch.pi / 8 + 1e-12).all()
 
 
 def test_solvers_writes_a_table_of_errors_that_fall_with_the_evaluations(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "ROOT", tmp_path)
-    monkeypatch.setattr(measurements, "BUDGETS", (4, 32))
-    monkeypatch.setattr(measurements.importlib.util, "find_spec", lambda name: None)              # as where diffusers is not
-    rows = measurements.MEASUREMENTS["solvers"](samples=16)
+    monkeypatch.setattr(solver_errors, "BUDGETS", (4, 32))
+    monkeypatch.setattr(solver_errors.importlib.util, "find_spec", lambda name: None)              # as where diffusers is not
+    rows = measure.MEASUREMENTS["solvers"](samples=16)
     with open(tmp_path / "data" / "solvers.csv", newline="") as file:
         written = list(csv.DictReader(file))
     assert [(r.solver, r.grid, r.evaluations) for r in rows] == [
@@ -107,3 +112,38 @@ def test_the_table_that_is_shipped_has_the_course_ahead(root):
 
     for k in (5, 10, 20, 50):
         assert best("course", k) < best("diffusers", k) / 2
+
+
+def test_parallel_writes_a_table_in_which_every_method_ends_where_the_sequential_sampler_does(small_course, monkeypatch):
+    monkeypatch.setattr(parallel_runs, "TOLERANCES", (0.01,))
+    monkeypatch.setattr(parallel_runs, "STEPS_2D", {"ancestral": (ancestral, 12), "ddim": (ddim, 8)})
+    monkeypatch.setattr(parallel_runs, "ring_network", lambda device: ring().denoiser(CosineVP()))
+    rows = measure.MEASUREMENTS["parallel"](device="cpu", samples=2, seeds=2)
+    with open(small_course.with_name("parallel.csv"), newline="") as file:
+        assert [(r["model"], r["method"]) for r in csv.DictReader(file)] == [(r.model, r.method) for r in rows]
+    assert {(r.model, r.batch) for r in rows} == {("exact", 1), ("network", 1), ("network", 2), ("fashion_teacher", 1)}
+    assert all(r.distance < 0.2 and r.rounds > 0 and r.seeds == 2 for r in rows)
+
+
+def test_same_images_are_the_same_in_sequence_and_in_parallel(small_course, monkeypatch):
+    monkeypatch.setattr(quality, "uniform", lambda n, schedule: torch.linspace(0.9, 0.1, 13))
+    with torch.no_grad():
+        rows = measure.MEASUREMENTS["same_images"](device="cpu", samples=100, seeds=1)
+    distance = {row.method: row.value for row in rows if row.metric == "frechet"}
+    depth = {row.method: (row.depth, row.nfe) for row in rows}
+    assert distance["picard"] == pytest.approx(distance["ancestral"], rel=1e-4)
+    assert depth["ancestral"] == (12, 12) and depth["picard"][0] < 12 <= depth["picard"][1]
+
+
+def test_devices_writes_what_a_cost_model_needs(small_course, monkeypatch):
+    monkeypatch.setattr(parallel_runs, "ring_network", lambda device: Preconditioned(MLP(), CosineVP(), X0()))
+    rows = measure.MEASUREMENTS["devices"](device="cpu", samples=3, steps=12)
+    with open(small_course.with_name("devices.csv"), newline="") as file:
+        assert [(r["model"], r["what"], r["devices"]) for r in csv.DictReader(file)] == [
+            (r.model, r.what, str(r.devices)) for r in rows]
+    assert all(row.seconds > 0 for row in rows)
+    for model, batches in (("network", {1, 3}), ("fashion_teacher", {1})):
+        runs = {(r.devices, r.batch): (r.rounds, r.evaluations) for r in rows if (r.model, r.what) == (model, "picard")}
+        assert set(runs) == {(world, batch) for world in (1, 2) for batch in batches}
+        assert all(runs[1, batch] == runs[2, batch] for batch in batches)                # the same sweeps, on one or on two
+        assert {r.what for r in rows if r.model == model} == {"evaluation", "exchange", "sequential", "picard"}

@@ -1,0 +1,11 @@
+"""What fills data/ledger.csv and the tables beside it: one function a measurement, run by `course measure NAME`.
+
+Each takes (device, samples, seeds), writes its rows under data/ and returns them.
+"""
+
+from .parallel_runs import devices, parallel
+from .quality import baseline, few_steps, ring_ode, ring_sde, same_images
+from .solver_errors import solvers
+
+MEASUREMENTS = {measurement.__name__: measurement for measurement in (
+    baseline, few_steps, same_images, ring_sde, ring_ode, solvers, parallel, devices)}
