@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import PIL.Image
+from IPython.display import Image
 from matplotlib.figure import Figure
 
 
@@ -53,3 +55,18 @@ def flipbook(draw: Callable[..., Figure], *, play: bool = False, **choices: Sequ
         button.observe(lambda change: setattr(controls[-1], "index", change["new"]), names="value")
         row.append(button)
     return ipywidgets.VBox([ipywidgets.HBox(row), picture])
+
+
+def animation(draw: Callable[..., Figure], pages: Sequence, milliseconds: Sequence[int], alt: str) -> Image:
+    """The pictures draw(page) as an animated GIF, small enough to be kept in a notebook; `alt` describes it in words.
+
+    Raises ValueError unless there is a duration for every page.
+    """
+    if not pages or len(pages) != len(milliseconds):
+        raise ValueError(f"milliseconds: expected one for each of {len(pages)} pages, at least one, got {len(milliseconds)}")
+    pictures = [PIL.Image.open(io.BytesIO(png(draw(page)))).convert("RGB") for page in pages]
+    colours = pictures[len(pictures) // 2].quantize(64, PIL.Image.Quantize.MAXCOVERAGE)       # for all alike: no flicker
+    frames = [picture.quantize(palette=colours, dither=PIL.Image.Dither.NONE) for picture in pictures]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=list(milliseconds), loop=0)
+    return Image(data=buffer.getvalue(), format="gif", alt=alt)

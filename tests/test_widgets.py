@@ -1,10 +1,13 @@
 """The widgets draw what their pure function draws, once per page, and follow their controls."""
 
+import io
+
 import ipywidgets
 import matplotlib.pyplot as plt
+import PIL.Image
 import pytest
 
-from course_lib.widgets import control, flipbook, png
+from course_lib.widgets import animation, control, flipbook, png
 
 
 def book_of(calls, **choices):
@@ -58,3 +61,27 @@ def test_play_runs_through_the_last_choice():
 def test_nothing_to_choose_from_is_refused(make):
     with pytest.raises(ValueError, match="at least one"):
         make()
+
+
+def test_an_animation_has_a_frame_for_every_page_and_describes_itself():
+    pages, times = [0.1, 0.5, 0.9], [100, 200, 300]
+
+    def draw(width):
+        figure, ax = plt.subplots(figsize=(1, 1))
+        ax.plot([0, width], [0, 1])
+        return figure
+
+    shown = animation(draw, pages, times, alt="a line that leans over")
+    picture, frames, durations = PIL.Image.open(io.BytesIO(shown.data)), [], []
+    for k in range(picture.n_frames):
+        picture.seek(k)
+        frames.append(picture.convert("RGB").tobytes())
+        durations.append(picture.info["duration"])
+    assert len(set(frames)) == 3 and durations == times
+    assert "a line that leans over" in str(shown._repr_mimebundle_()) and not plt.get_fignums()
+
+
+@pytest.mark.parametrize(("pages", "times"), [([], []), ([1, 2], [100])])
+def test_an_animation_needs_a_time_for_every_page(pages, times):
+    with pytest.raises(ValueError, match=f"milliseconds: expected one for each of {len(pages)} pages"):
+        animation(lambda page: None, pages, times, alt="")

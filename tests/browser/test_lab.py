@@ -121,7 +121,11 @@ def _wait_until_run(page, path: Path, seconds: int = 400) -> list[dict]:
     for _ in range(seconds // 4):
         page.wait_for_timeout(4000)
         page.keyboard.press("Control+s")
-        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        try:
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:                                              # JupyterLab is writing it at this moment
+            continue
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
         if all(cell["execution_count"] for cell in cells):
             return cells
     kernel = page.locator(".jp-Notebook-ExecutionIndicator").first.get_attribute("data-status")

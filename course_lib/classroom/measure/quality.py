@@ -134,7 +134,7 @@ def same_images(device: torch.device, samples: int, seeds: int) -> Iterable[Row]
     """The teacher's 1000 ancestral steps in sequence and by `picard`, from the same starts and noise, few images at a time."""
     def picard_run(generator: torch.Generator) -> Callable[..., Result]:
         def run(D: Denoiser, x: Tensor, ts: Tensor, cond: Tensor) -> Result:
-            sweep = converged(picard(D, x, ts, ancestral, generator=generator, window=250, std=0.5, secant=True, cond=cond))
+            sweep = converged(picard(D, x, ts, ancestral, generator=generator, window=100, std=0.5, secant=True, cond=cond))
             return Result(sweep.trajectory[-1], sweep.evaluations, sweep.rounds)
         return run
 
