@@ -174,7 +174,8 @@ def _device_rows(world: int, device: torch.device, models: dict, batch: int, ste
             cond = torch.zeros(rows, dtype=torch.long, device=device) if len(shape) == 3 else None
             run = (partial(torch.distributed.all_gather, [torch.empty_like(x) for _ in range(world)], x) if group
                    else partial(D, x, t, cond))
-            yield DeviceRow(model, "exchange" if group else "evaluation", world, 1, rows, _least(run, device), 1, 1, name)
+            seconds = _least(run, device, max(8, 256 // rows))                    # what is short is timed more often
+            yield DeviceRow(model, "exchange" if group else "evaluation", world, 1, rows, seconds, 1, 1, name)
         ts = uniform(steps, D.schedule)
         for b in batches:
             x = prior(D, (b, *shape), torch.Generator(device).manual_seed(0), device=device)
@@ -193,13 +194,13 @@ def _best(run: Callable, device: torch.device, repeats: int = 3) -> tuple:
 
 
 @torch.no_grad()
-def _least(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    """The least seconds of a run, after one to warm up."""
+def _least(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The least seconds of a run; a fixed number of them, for in an exchange all devices must make the same calls."""
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         start = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min(seconds)
