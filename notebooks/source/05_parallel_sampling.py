@@ -147,7 +147,7 @@ def race(round, ax=None):
     """Both ways after so many rounds."""
     figure, ax = plt.subplots(figsize=(3.6, 2.8)) if ax is None else (ax.figure, ax)
     k, guess = min(round, 100), sweeps[min(round, len(sweeps) - 1)][:, 0]
-    plotting.shaded(ring().log_prob, 2.4, ax)
+    plotting.shaded(ring().log_prob, 2.4, ax, n=240)
     ax.plot(*truth[:, 0].T, color=plotting.TRUTH, lw=6, alpha=0.6, solid_capstyle="round")
     ax.plot(*guess.T, "-o", color=plotting.SECOND, lw=0.8, ms=1.6)
     ax.plot(*guess[-1:].T, "o", color=plotting.SECOND, ms=7)
@@ -1042,7 +1042,7 @@ for name, batch, label, color in CURVES:
         print(f"{label:30} {r['devices']:.0f} process{'es' * (r['devices'] > 1):3} gain {before['seconds'] / r['seconds']:6.2f} measured, "
               f"{model.speed_up(1000, rounds_taken, evaluations, batch, int(r['devices'])):6.2f} predicted")
 right.axhline(1, color="black", lw=0.8)
-right.set(xscale="log", yscale="log", xlabel="devices", ylabel="sequential / parallel seconds")
+right.set(xscale="log", yscale="log", ylim=(0.05, 150), xlabel="devices", ylabel="sequential / parallel seconds")
 right.set_xticks(devices, map(str, devices))
 right.set_xticks([], minor=True)
 right.legend(fontsize=7)
