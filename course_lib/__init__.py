@@ -21,6 +21,8 @@ The map, bottom to top; a module imports only from modules above it in this list
     parallel        Picard and parareal: many steps of a trajectory at once, on one device or many
     diffusers_bridge  the course's denoisers and the schedulers of diffusers
     training        the loop: EMA, atomic checkpoints, exact resume, data-parallel
+    progressive     distillation of guidance into one evaluation, and of two steps into one
+    consistency     consistency functions, learnt in pairs of times or in continuous time; flow maps
     data            Fashion-MNIST, checked by its sum
     metrics         two-sample distances
     ledger          the table of what every method costs and gives

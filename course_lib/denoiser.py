@@ -6,6 +6,7 @@ five parameterisations of a network are five pairs of coefficients; guidance is 
 Conditions are labels, one per row; -1, or None for the whole batch, means unconditional.
 """
 
+import copy
 from typing import Protocol
 
 import torch
@@ -149,7 +150,8 @@ class Preconditioned(nn.Module):
     """A network as a denoiser: x0_hat = c_skip x + c_out F(c_in x, c_noise, cond).
 
     The network is told the noise level as c_noise = -log_snr/8 (EDM's log(sigma)/4), so it does not depend on a schedule's
-    clock. network(x (B, ...), c_noise (B,), cond (B,) or None) -> (B, ...).
+    clock. network(x (B, ...), c_noise (B,), cond (B,) or None) -> (B, ...). One that was trained to be told
+    more takes numbers (B, k) as well.
     """
 
     is_posterior_mean = True
@@ -158,15 +160,19 @@ class Preconditioned(nn.Module):
         super().__init__()
         self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
 
-    def forward(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
         skip, out, _ = self.coefficients(x, t)
-        return skip * x + out * self.predict(x, t, cond)
+        return skip * x + out * self.predict(x, t, cond, numbers)
 
-    def predict(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
-        """F(c_in x, c_noise, cond), the network's own output (B, ...)."""
+    def predict(self, x: Tensor, t, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
+        """F(c_in x, c_noise, cond, numbers), the network's own output (B, ...)."""
         c_in = self.coefficients(x, t)[2]
-        c_noise = (-self.schedule.log_snr(t) / 8).clamp(-2.5, 2.5).to(x.device, x.dtype).expand(len(x))
-        return self.network(c_in * x, c_noise, cond)
+        c_noise = self.clock(t).to(x.device, x.dtype).expand(len(x))
+        return self.network(c_in * x, c_noise, cond, *([] if numbers is None else [numbers]))
+
+    def clock(self, t) -> Tensor:
+        """c_noise, what the network is told of the time: -log_snr/8, within [-2.5, 2.5]."""
+        return (-self.schedule.log_snr(t) / 8).clamp(-2.5, 2.5)
 
     def target(self, x0: Tensor, x: Tensor, t) -> Tensor:
         """What F should be: (x0 - c_skip x)/c_out, in every parameterisation."""
@@ -179,14 +185,31 @@ class Preconditioned(nn.Module):
         return tuple(per_row(c(alpha, sigma), x) for c in (p.c_skip, p.c_out, p.c_in))
 
 
+class Student(Preconditioned):
+    """A network of the same form whose output is no posterior mean: a distilled step or a consistency function.
+
+    Steps and samplers take it like any denoiser; `score` refuses it. In every parameterisation but X0 it is the identity
+    at t = 0, where c_skip = 1 and c_out = 0: the boundary condition of a consistency function.
+    """
+
+    is_posterior_mean = False
+
+    @classmethod
+    def of(cls, teacher: Preconditioned, network: nn.Module | None = None) -> "Student":
+        """A student that starts as its teacher: with a copy of its network, or with a like one that is told more numbers."""
+        copied = copy.deepcopy(teacher.network if network is None else network)
+        copied.load_state_dict(teacher.network.state_dict() | {k: v for k, v in copied.state_dict().items() if "hear" in k})
+        return cls(copied.requires_grad_(True), teacher.schedule, teacher.parameterisation)
+
+
 # ---------------------------------------------------------------------------------------------- guidance
 class Guided:
-    """Classifier-free guidance D_c + w (D_c - D_u) in one batched call (Ho & Salimans 2022); w = 0 is conditional."""
+    """Classifier-free guidance in one batched call; see `guided`."""
 
     cost = 2  # network evaluations per call
 
-    def __init__(self, D: Denoiser, weight: float):
-        self.D, self.weight, self.schedule = D, weight, D.schedule
+    def __init__(self, D: Denoiser, weight, interval: tuple[float, float]):
+        self.D, self.weight, self.interval, self.schedule = D, weight, interval, D.schedule
         self.is_posterior_mean = getattr(D, "is_posterior_mean", True)
 
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
@@ -195,9 +218,29 @@ class Guided:
         t = as_time(t).to(x.device)
         both_t = t if t.ndim == 0 else torch.cat([t, t])
         c, u = self.D(torch.cat([x, x]), both_t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)
-        return c + self.weight * (c - u)
+        inside = (self.interval[0] <= t) & (t <= self.interval[1])
+        return c + per_row(as_time(self.weight).to(x.device) * inside, x) * (c - u)
 
 
-def guided(D: Denoiser, weight: float) -> Denoiser:
-    """D with classifier-free guidance of the given weight; weight 0 is the plain conditional denoiser."""
-    return Guided(D, weight)
+def guided(D: Denoiser, weight, interval: tuple[float, float] = (0.0, 1.0)) -> Denoiser:
+    """Classifier-free guidance D_c + w (D_c - D_u) (Ho & Salimans 2022): w = 0 is conditional, w = -1 unconditional.
+
+    weight: one number or one a row (B,). diffusers' guidance_scale is 1 + w. Outside the interval of times the weight is 0
+    (Kynkaanniemi et al. 2024).
+    """
+    return Guided(D, weight, interval)
+
+
+class Told:
+    """A denoiser whose network is told the same number, such as its guidance weight, at every call: one evaluation."""
+
+    def __init__(self, D: Preconditioned, number):
+        self.D, self.number, self.schedule, self.is_posterior_mean = D, number, D.schedule, D.is_posterior_mean
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        return self.D(x, t, cond, as_time(self.number).to(x).expand(len(x))[:, None])
+
+
+def told(D: Preconditioned, number) -> Denoiser:
+    """D with its further number, one or one a row (B,), held fixed: told(student, w) in place of guided(teacher, w)."""
+    return Told(D, number)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, levels, per_row
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
-from .schedules import angle, time_of_angle
+from .schedules import angle, as_time, time_of_angle
 
 
 def ddim(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -63,6 +63,18 @@ def ddim_eta(eta: float) -> Step:
 
     step.__name__ = f"ddim_eta({eta:g})"
     return step
+
+
+def midpoint(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+    """One second-order step with two evaluations: DDIM halfway, then from t all the way to s with the x0_hat seen there.
+
+    DPM-Solver-2 (Lu et al. 2022, algorithm 1) with the middle taken in t, in terms of x0_hat; z is not used.
+    """
+    m = (as_time(t) + s) / 2
+    x0 = D(ddim(D, x, t, m, cond=cond), m, cond)
+    alpha_t, sigma_t = levels(D, x, t)
+    alpha_s, sigma_s = levels(D, x, s)
+    return alpha_s * x0 + sigma_s / sigma_t * (x - alpha_t * x0)
 
 
 # ---------------------------------------------------------------------------------------------- exponential integrators

@@ -1,7 +1,9 @@
 """Three networks F(x, c_noise, cond): an MLP for points, a U-Net and a DiT for images.
 
-All take x (B, ...), the noise level c_noise (B,) and labels cond (B,) in -1..classes-1 or None, and return x's shape. The
-last layer starts at zero, so that every model starts as its preconditioning alone. There is no dropout.
+All take x (B, ...), the noise level c_noise (B,), labels cond (B,) in -1..classes-1 or None, and what else they are told,
+numbers (B, k) such as a guidance weight or a second time; they return x's shape. The last layer starts at zero, so that
+every model starts as its preconditioning alone, and so does the layer that hears the numbers: a network that is told more
+than its teacher starts as that teacher. There is no dropout.
 """
 
 import math
@@ -12,19 +14,28 @@ from torch import Tensor, nn
 
 
 class NoiseEmbedding(nn.Module):
-    """Noise level (B,) and label (B,) to one vector (B, width): Fourier features, a label table, two layers."""
+    """Noise level (B,), label (B,) and further numbers (B, k) to one vector (B, width): Fourier features, a label table.
 
-    def __init__(self, width: int, classes: int = 0, features: int = 64):
+    fastest: the highest frequency of the noise level's features, in radians per unit; derivatives by time, as in a JVP, want
+    it low. The further numbers, of order one and of smooth effect, get frequencies up to 8.
+    """
+
+    def __init__(self, width: int, classes: int = 0, numbers: int = 0, fastest: float = 60.0, features: int = 64):
         super().__init__()
-        self.classes = classes
-        frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(60.0), features // 2))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.classes, self.numbers = classes, numbers
+        for name, low, high in (("frequencies", 0.5, fastest), ("slow", 0.25, 8.0)):
+            self.register_buffer(name, torch.linspace(math.log(low), math.log(high), features // 2).exp(), persistent=False)
         self.label = nn.Embedding(classes + 1, width)  # the last row is the unconditional model's
         self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        if numbers:
+            self.hear = zeroed(nn.Linear(numbers * features, width))
 
-    def forward(self, c_noise: Tensor, cond: Tensor | None) -> Tensor:
-        phase = c_noise[:, None] * self.frequencies                                           # (B, features/2)
-        return self.layers(torch.cat([phase.sin(), phase.cos()], 1)) + self.label(self.indices(c_noise, cond))
+    def forward(self, c_noise: Tensor, cond: Tensor | None, numbers: Tensor | None = None) -> Tensor:
+        given = 0 if numbers is None else numbers.shape[1]
+        if given != self.numbers:
+            raise ValueError(f"numbers: this network is told {self.numbers} besides the noise level, got {given}")
+        e = self.layers(waves(c_noise, self.frequencies)) + self.label(self.indices(c_noise, cond))
+        return e + self.hear(waves(numbers, self.slow).flatten(1)) if given else e
 
     def indices(self, c_noise: Tensor, cond: Tensor | None) -> Tensor:
         """Rows of the label table; -1 or None is the unconditional one."""
@@ -37,6 +48,12 @@ class NoiseEmbedding(nn.Module):
         return torch.where(cond < 0, self.classes, cond)
 
 
+def waves(c: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines and cosines (..., 2 k) of c (...) at k frequencies."""
+    phase = c[..., None] * frequencies
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
 def zeroed(layer: nn.Module) -> nn.Module:
     """The layer with all its parameters at zero."""
     for p in layer.parameters():
@@ -47,15 +64,16 @@ def zeroed(layer: nn.Module) -> nn.Module:
 class MLP(nn.Module):
     """Residual layers on points (B, dim), each told the noise level."""
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, classes: int = 0):
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, classes: int = 0, numbers: int = 0,
+                 fastest: float = 60.0):
         super().__init__()
-        self.embed = NoiseEmbedding(width, classes)
+        self.embed = NoiseEmbedding(width, classes, numbers, fastest)
         self.inp = nn.Linear(dim, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.out = zeroed(nn.Linear(width, dim))
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        e = self.embed(c_noise, cond)
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
+        e = self.embed(c_noise, cond, numbers)
         h = self.inp(x)
         for layer in self.layers:
             h = h + layer(nf.silu(h + e))
@@ -112,11 +130,11 @@ class UNet(nn.Module):
     """
 
     def __init__(self, channels: int = 1, widths: tuple[int, ...] = (48, 96), depth: int = 2, patch: int = 2,
-                 heads: int = 4, classes: int = 0):
+                 heads: int = 4, classes: int = 0, numbers: int = 0):
         super().__init__()
         emb, folded = 4 * widths[0], channels * patch**2
         self.multiple, self.patch = patch * 2 ** (len(widths) - 1), patch
-        self.embed = NoiseEmbedding(emb, classes)
+        self.embed = NoiseEmbedding(emb, classes, numbers)
         self.inp = nn.Conv2d(folded, widths[0], 3, padding=1)
         self.down, self.up, skips, w = nn.ModuleList(), nn.ModuleList(), [widths[0]], widths[0]
         for level, width in enumerate(widths):
@@ -136,10 +154,10 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(8, w)
         self.out = zeroed(nn.Conv2d(w, folded, 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
         if x.ndim != 4 or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(f"x: expected (B, C, H, W) with H and W divisible by {self.multiple}, got {tuple(x.shape)}")
-        e = self.embed(c_noise, cond)
+        e = self.embed(c_noise, cond, numbers)
         h = self.inp(nf.pixel_unshuffle(x, self.patch))
         skips = [h]
         for block in self.down:
@@ -174,12 +192,12 @@ class DiT(nn.Module):
     """A small diffusion transformer on square images (B, channels, size, size), one token per patch x patch pixels."""
 
     def __init__(self, channels: int = 1, size: int = 28, patch: int = 4, width: int = 128, depth: int = 4,
-                 heads: int = 4, classes: int = 0):
+                 heads: int = 4, classes: int = 0, numbers: int = 0):
         super().__init__()
         if size % patch:
             raise ValueError(f"patch: expected a divisor of the image size {size}, got {patch}")
         self.shape, self.patch = (channels, size, size), patch
-        self.embed = NoiseEmbedding(width, classes)
+        self.embed = NoiseEmbedding(width, classes, numbers)
         self.inp = nn.Linear(channels * patch**2, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
@@ -187,10 +205,10 @@ class DiT(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.out = zeroed(nn.Linear(width, channels * patch**2))
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        e = self.embed(c_noise, cond)
+        e = self.embed(c_noise, cond, numbers)
         h = self.inp(nf.unfold(x, self.patch, stride=self.patch).transpose(1, 2)) + self.position
         for block in self.blocks:
             h = block(h, e)

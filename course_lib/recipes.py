@@ -7,6 +7,7 @@ check sum is verified before a file is used.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from . import data, files
-from .denoiser import Preconditioned, V
+from .consistency import Trainee, distillation_loss, neighbours
+from .denoiser import Preconditioned, Student, V, told
+from .fast_samplers import midpoint
 from .networks import Classifier, UNet
+from .progressive import distill_guidance, guidance_loss, halving_loss, midpoint_target, two_step_target
 from .schedules import CosineVP
 from .score_matching import denoising_loss
-from .training import Trained, join_process_group
+from .training import LossFunction, Trained, default_device, join_process_group
 from .training import train as run_training
 
 RECIPES: dict[str, Callable] = {}
@@ -61,7 +65,12 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
     return (guesses == labels.cpu()).float().mean().item()
 
 
-@recipe(build=lambda: Preconditioned(UNet(widths=(40, 80), depth=1, classes=10), CosineVP(), V()), steps=60_000)
+def fashion_unet(numbers: int = 0) -> UNet:
+    """The network of all diffusion models of Fashion-MNIST here: a million parameters, told so many further numbers."""
+    return UNet(widths=(40, 80), depth=1, classes=10, numbers=numbers)
+
+
+@recipe(build=lambda: Preconditioned(fashion_unet(), CosineVP(), V()), steps=60_000)
 def fashion_teacher(model: Preconditioned, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
     """The diffusion model of the course: class-conditional Fashion-MNIST, label dropped one time in ten."""
     trained = run_training(labelled_denoising_loss, model, data.fashion_mnist("train"), steps=steps, batch=64, lr=1e-3,
@@ -88,6 +97,62 @@ def held_out_loss(model: Preconditioned, n: int = 2000) -> float:
     noise = torch.randn(images.shape, generator=generator)
     parts = zip(*(d.to(device).split(500) for d in (images, t, noise, labels)), strict=True)
     return sum(denoising_loss(model, *part).item() * len(part[0]) for part in parts) / n
+
+
+@torch.no_grad()
+def test_loss(loss_function: LossFunction, model: nn.Module, n: int = 500) -> dict[str, float]:
+    """A training loss on n test images instead, with draws fixed by a seed: comparable between runs."""
+    device = next(model.parameters()).device
+    images, labels = (d[:n].to(device) for d in data.fashion_mnist("test"))
+    return {"test_loss": loss_function(model, images, labels, torch.Generator(device).manual_seed(0)).item()}
+
+
+LARGEST_WEIGHT = 2.0  # of the guidance that students are told
+CONSISTENCY_WEIGHT = 0.25  # where the teacher's pictures are nearest to real ones
+
+
+@recipe(build=lambda: Preconditioned(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000)
+def fashion_guided_student(model: Preconditioned, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+    """The teacher with guidance built in: told the weight, one evaluation does the work of two."""
+    teacher = load("fashion_teacher", device or default_device())
+    trained = distill_guidance(teacher, model.network, data.fashion_mnist("train"), LARGEST_WEIGHT, steps=steps, batch=64,
+                               lr=3e-4, ema=0.998, device=device, checkpoint=checkpoint)
+    return trained, test_loss(guidance_loss(teacher, LARGEST_WEIGHT), trained.model)
+
+
+def progressive(n: int, teacher_name: str, target: Callable[..., Tensor] = two_step_target) -> Callable:
+    """The recipe of the student with n DDIM steps, times equally spaced from t_max to 0, from the model of that name."""
+    def stage(model: Student, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+        teacher = load(teacher_name, device or default_device())
+        ts = torch.linspace(teacher.schedule.t_max, 0, 2 * n + 1, dtype=torch.float64)
+        model.load_state_dict(teacher.state_dict())
+        loss = halving_loss(teacher, ts, LARGEST_WEIGHT, target)
+        trained = run_training(loss, model, data.fashion_mnist("train"), steps=steps, batch=64, lr=5e-4, ema=0.998,
+                               device=device, checkpoint=checkpoint)
+        return trained, test_loss(loss, trained.model)
+
+    stage.__name__ = f"fashion_progressive_{n}"
+    stage.__doc__ = f"One DDIM step for two, {n} in all: learns from {teacher_name}; told the guidance weight."
+    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000)(stage)
+
+
+# the first teacher is a flow to be solved, best by a second-order step; the others are what they are, two steps
+fashion_progressive_8 = progressive(8, "fashion_guided_student", midpoint_target)
+fashion_progressive_4 = progressive(4, "fashion_progressive_8")
+fashion_progressive_2 = progressive(2, "fashion_progressive_4")
+fashion_progressive_1 = progressive(1, "fashion_progressive_2")
+
+
+@recipe(build=lambda: Student(fashion_unet(), CosineVP(), V()), steps=20_000)
+def fashion_consistency(model: Student, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+    """Consistency function of the guided flow (weight 0.25), for one step or a few; it learns from fashion_guided_student."""
+    teacher, start = (load(name, device or default_device()) for name in ("fashion_guided_student", "fashion_teacher"))
+    model.load_state_dict(start.state_dict())
+    ts = torch.linspace(teacher.schedule.t_max, 0, 17, dtype=torch.float64)
+    loss = distillation_loss(told(teacher, CONSISTENCY_WEIGHT), neighbours(ts), midpoint)
+    trained = run_training(loss, Trainee(model, decay=0.95), data.fashion_mnist("train"), steps=steps, batch=64, lr=5e-4,
+                           ema=0.998, device=device, checkpoint=checkpoint)
+    return replace(trained, model=trained.model.f), test_loss(loss, trained.model)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -144,6 +209,7 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
     Resumes from NAME.state.pt in the same folder after a kill. steps other than the recipe's own are recorded as such.
     """
     function, folder = known(name), Path(out) if out else checkpoints()
+    join_process_group()                                                        # before a recipe puts its teacher on a device
     steps = steps or function.steps
     state = folder / f"{name}.state.pt"
     torch.manual_seed(0)  # the initial weights

@@ -105,10 +105,10 @@ class Counted:
         self.is_posterior_mean = getattr(D, "is_posterior_mean", True)
         self.nfe = self.depth = 0
 
-    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None, *numbers: Tensor) -> Tensor:
         self.nfe += getattr(self.D, "cost", 1)
         self.depth += 1
-        return self.D(x, t, cond)
+        return self.D(x, t, cond, *numbers)
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ class SubVP(LinearVP):
         return self.beta(t) * -torch.expm1(-2 * self.integral(t))
 
     def time_of_log_snr(self, log_snr) -> Tensor:
-        k = (as_time(log_snr) / 2).exp()  # alpha/(1 - alpha^2) = k is a quadratic in alpha
-        return self.time_of_integral(-2 * (2 * k / (1 + (1 + 4 * k**2).sqrt())).log())
+        k = (-as_time(log_snr) / 2).exp()  # (1 - alpha^2)/alpha = k is a quadratic in alpha
+        return self.time_of_integral(-2 * (2 / (k + (k**2 + 4).sqrt())).log())
 
 
 def _before_one(t) -> Tensor:

@@ -16,6 +16,7 @@ from course_lib.denoiser import (
     levels,
     per_row,
     score,
+    told,
     tweedie,
     velocity,
 )
@@ -261,3 +262,36 @@ def test_guided_scores_are_guided():
     D, x, w = MIXTURE.denoiser(VE()), points(), 1.5
     expected = (1 + w) * score(D, x, 0.5, LABELS) - w * score(D, x, 0.5)
     torch.testing.assert_close(score(guided(D, w), x, 0.5, LABELS), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weight_per_row_is_that_rows_weight():
+    D, x, w = MIXTURE.denoiser(CosineVP()), points(), torch.linspace(-1, 3, 7, dtype=torch.float64)
+    together = guided(D, w)(x, 0.4, LABELS)
+    for i in range(7):
+        alone = guided(D, w[i].item())(x[i:i + 1], 0.4, LABELS[i:i + 1])
+        torch.testing.assert_close(together[i:i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_outside_its_interval_guidance_is_the_conditional_model():
+    D, x = MIXTURE.denoiser(CosineVP()), points()
+    t = torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
+    limited, full, plain = guided(D, 2.0, (0.3, 0.6))(x, t, LABELS), guided(D, 2.0)(x, t, LABELS), D(x, t, LABELS)
+    inside = (0.3 <= t) & (t <= 0.6)
+    torch.testing.assert_close(limited[inside], full[inside])
+    torch.testing.assert_close(limited[~inside], plain[~inside], rtol=1e-14, atol=1e-14)
+    assert not torch.allclose(limited[inside], plain[inside])
+
+
+class Hears(torch.nn.Module):
+    """A network that repeats the numbers it is told."""
+
+    def forward(self, x, c_noise, cond=None, numbers=None):
+        return numbers.expand(x.shape)
+
+
+@pytest.mark.parametrize("number", [1.5, torch.linspace(0, 1, 7, dtype=torch.float64)], ids=["one", "per row"])
+def test_a_number_held_fixed_reaches_the_network_for_one_evaluation(number):
+    counted = Counted(told(Preconditioned(Hears(), CosineVP(), X0()), number))
+    heard = counted(points(), 0.5)
+    torch.testing.assert_close(heard, torch.as_tensor(number).expand(7).double()[:, None].expand(7, 2))
+    assert (counted.nfe, counted.depth) == (1, 1) and counted.schedule == CosineVP()

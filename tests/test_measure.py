@@ -8,7 +8,7 @@ import torch
 from course_lib import data, ledger, recipes
 from course_lib.classroom import measure
 from course_lib.classroom.measure import parallel_runs, quality, solver_errors
-from course_lib.denoiser import X0, Preconditioned
+from course_lib.denoiser import X0, Preconditioned, Student
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import fold
 from course_lib.networks import MLP, Classifier
@@ -18,9 +18,9 @@ from course_lib.targets import ring
 
 
 class Grey(torch.nn.Module):
-    """The dullest network: always predicts the same grey picture."""
+    """The dullest network: always predicts the same grey picture, whatever it is told."""
 
-    def forward(self, x, c_noise, cond=None):
+    def forward(self, x, c_noise, cond=None, numbers=None):
         return torch.full_like(x, -0.4)
 
 
@@ -30,6 +30,9 @@ def small_course(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     images, labels = data.fashion_mnist("test")
     models = {"fashion_teacher": Preconditioned(Grey(), CosineVP(), X0()), "fashion_classifier": Classifier()}
+    models["fashion_guided_student"] = models["fashion_teacher"]
+    models |= {name: Student(Grey(), CosineVP(), X0()) for name in
+               ("fashion_consistency", *(f"fashion_progressive_{n}" for n in (8, 4, 2, 1)))}
     monkeypatch.setattr(data, "ROOT", tmp_path)
     monkeypatch.setattr(data, "fashion_mnist", lambda split: (images[:300], labels[:300]))
     monkeypatch.setattr(recipes, "load", lambda name, device="cpu": models[name].eval())
@@ -51,6 +54,23 @@ def test_few_steps_records_every_solver_at_both_budgets(small_course):
     assert {(row.method, row.nfe) for row in rows} == {(name, n) for n in (10, 30) for name in
                                                        ("dpm_solver_pp_sde", "dpm_solver_pp_2", "ancestral_to_zero")}
     assert all(row.spread is not None and row.seeds == 2 for row in rows)
+
+
+def test_guidance_costs_the_teacher_twice_what_it_costs_the_student(small_course):
+    with torch.no_grad():
+        rows = measure.MEASUREMENTS["guidance"](device="cpu", samples=100, seeds=1)
+    costs = {(row.method, row.nfe, row.depth, row.weights) for row in rows}
+    assert costs == {("guided_teacher", 32, 16, "fashion_teacher"), ("guided_student", 16, 16, "fashion_guided_student")}
+    assert {row.guidance for row in rows if row.method == "guided_student"} == {0.0, 0.25, 0.5, 1.0, 2.0}
+
+
+def test_distillation_records_every_student_beside_ddim_at_its_count(small_course):
+    with torch.no_grad():
+        rows = measure.MEASUREMENTS["distillation"](device="cpu", samples=100, seeds=1)
+    counts = {(row.method, row.nfe) for row in rows}
+    assert counts == {(name, n) for name in ("progressive", "guided_student_ddim") for n in (8, 4, 2, 1)} | {
+        ("consistency", n) for n in (4, 2, 1)} | {("guided_student", 30)}
+    assert {row.weights for row in rows if (row.method, row.nfe) == ("progressive", 4)} == {"fashion_progressive_4"}
 
 
 def test_the_same_seed_gives_the_same_pictures():

@@ -177,3 +177,30 @@ def test_the_classifiers_head_reads_its_features(generator):
     assert network.features(x).shape == (3, 8) and network(x).shape == (3, 4)
     torch.testing.assert_close(network(x), network.head(network.features(x)))
     torch.testing.assert_close(network(x[1:2]), network(x)[1:2], rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- further numbers
+TOLD = {"MLP": lambda: MLP(dim=5, width=16, depth=2, classes=CLASSES, numbers=2),
+        "UNet": lambda: UNet(channels=2, widths=(8, 16), depth=1, patch=2, heads=2, classes=CLASSES, numbers=2),
+        "DiT": lambda: DiT(channels=2, size=8, patch=2, width=16, depth=2, heads=2, classes=CLASSES, numbers=2)}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_further_numbers_are_unheard_at_first_and_heard_once_trained(name, generator):
+    network, (x, c_noise, cond) = TOLD[name](), inputs(name, generator)
+    with torch.no_grad():
+        for key, p in network.named_parameters():
+            if "hear" not in key:
+                p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    low, high = torch.zeros(B, 2), torch.tensor([[0.0, 1.0]]).expand(B, 2)
+    assert torch.equal(network(x, c_noise, cond, low), network(x, c_noise, cond, high))
+    with torch.no_grad():
+        network.embed.hear.weight.add_(0.2 * torch.randn(network.embed.hear.weight.shape, generator=generator))
+    assert not torch.allclose(network(x, c_noise, cond, low), network(x, c_noise, cond, high))
+
+
+@pytest.mark.parametrize(("told", "given"), [(0, 1), (1, 0), (2, 1)])
+def test_a_network_says_how_many_numbers_it_is_told(told, given, generator):
+    numbers = torch.zeros(B, given) if given else None
+    with pytest.raises(ValueError, match=f"numbers: this network is told {told} besides the noise level, got {given}"):
+        MLP(numbers=told)(torch.zeros(B, 2), torch.zeros(B), None, numbers)

@@ -4,8 +4,8 @@ Each takes (device, samples, seeds), writes its rows under data/ and returns the
 """
 
 from .parallel_runs import devices, parallel
-from .quality import baseline, few_steps, ring_ode, ring_sde, same_images
+from .quality import baseline, distillation, few_steps, guidance, ring_ode, ring_sde, same_images
 from .solver_errors import solvers
 
 MEASUREMENTS = {measurement.__name__: measurement for measurement in (
-    baseline, few_steps, same_images, ring_sde, ring_ode, solvers, parallel, devices)}
+    baseline, few_steps, same_images, guidance, distillation, ring_sde, ring_ode, solvers, parallel, devices)}

@@ -6,6 +6,7 @@ A row is `full` with at least 10,000 samples and three seeds, otherwise `provisi
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ... import data, recipes
-from ...denoiser import Denoiser
+from ...consistency import consistency_step
+from ...denoiser import Denoiser, guided, told
 from ...fast_samplers import ddim, dpm_solver_pp, dpm_solver_pp_sde
 from ...ledger import Row, record
 from ...metrics import features, fold, frechet, sliced_wasserstein
@@ -63,6 +65,28 @@ def by_step(step: Step) -> Drawing:
     return lambda generator: partial(final, step=step, generator=generator)
 
 
+def by_solver(_: torch.Generator) -> Callable[..., Result]:
+    """DPM-Solver++(2M), which draws nothing."""
+    return partial(last, dpm_solver_pp)
+
+
+def by_sde_solver(generator: torch.Generator) -> Callable[..., Result]:
+    """SDE-DPM-Solver++(2M)."""
+    return partial(last, dpm_solver_pp_sde, generator=generator)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the ledger to be measured on Fashion-MNIST: a model, a sampler and its grid."""
+
+    name: str
+    D: Denoiser
+    drawing: Drawing
+    ts: Tensor
+    guidance: float = 0.0
+    weights: str = "fashion_teacher"
+
+
 def in_batches(D: Denoiser, labels: Tensor, ts: Tensor, drawing: Drawing, seed: int, batch: int) -> tuple[Result, float]:
     """Images (N, 1, 28, 28) for the labels (N,), with their counts, and the seconds a batch took (median)."""
     generator = torch.Generator(labels.device).manual_seed(seed)
@@ -88,11 +112,9 @@ def balanced(labels: Tensor, samples: int) -> list[Tensor]:
     return [torch.cat([r[k * each:(k + 1) * each] for r in rows]) for k in range(sets)]
 
 
-def _fashion_rows(device, samples, seeds, runs: Iterable[tuple[str, Drawing, Callable[..., Tensor], int]],
-                  batch: int | None = None) -> Iterable[Row]:
-    """Two rows for every (name, drawing, grid, steps): Frechet distance and class agreement, beside those of real images."""
+def _fashion_rows(device, samples, seeds, runs: Iterable[Run], batch: int | None = None) -> Iterable[Row]:
+    """Two rows for every run: Frechet distance and class agreement, beside those of real images."""
     batch = min(samples, batch or (500 if device.type == "cuda" else 50))
-    D = recipes.load("fashion_teacher", device)
     classifier = recipes.load("fashion_classifier")
     reference = features(classifier.features, data.fashion_mnist("train")[0])
     images, classes = data.fashion_mnist("test")
@@ -100,12 +122,12 @@ def _fashion_rows(device, samples, seeds, runs: Iterable[tuple[str, Drawing, Cal
     floor = statistics.mean(frechet(held_out[rows], reference) for rows in balanced(classes, samples))
     agreement_of_real = recipes.accuracy(classifier, images, classes)
     labels = (torch.arange(samples) % 10).to(device)
-    for name, drawing, grid, n in runs:
-        drawn = [in_batches(D, labels, grid(n, D.schedule), drawing, seed, batch) for seed in range(seeds)]
+    for run in runs:
+        drawn = [in_batches(run.D, labels, run.ts, run.drawing, seed, batch) for seed in range(seeds)]
         result, seconds = drawn[0]
-        common = {"method": name, "dataset": "fashion_mnist", "nfe": result.nfe, "depth": result.depth,
-                  "batch": batch, "seconds": seconds, "device": device_name(device),
-                  "samples": samples, "seeds": seeds, "weights": "fashion_teacher", "status": status(samples, seeds)}
+        common = {"method": run.name, "dataset": "fashion_mnist", "nfe": result.nfe, "depth": result.depth,
+                  "batch": batch, "seconds": seconds, "device": device_name(device), "guidance": run.guidance,
+                  "samples": samples, "seeds": seeds, "weights": run.weights, "status": status(samples, seeds)}
         distances = [frechet(features(classifier.features, r.x), reference) for r, _ in drawn]
         agreements = [recipes.accuracy(classifier, r.x, labels) for r, _ in drawn]
         yield Row(metric="frechet", value=statistics.mean(distances), spread=spread(distances), floor=floor, **common)
@@ -116,17 +138,19 @@ def _fashion_rows(device, samples, seeds, runs: Iterable[tuple[str, Drawing, Cal
 @recorded
 def baseline(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     """Where the course starts: the Fashion-MNIST teacher by DDIM and by ancestral sampling, at 30, 100 and 1000 steps."""
+    D = recipes.load("fashion_teacher", device)
     pairs = ((30, ddim), (30, ancestral), (1000, ancestral), (100, ancestral), (100, ddim), (1000, ddim))
-    return _fashion_rows(device, samples, seeds, ((step.__name__, by_step(step), uniform, n) for n, step in pairs))
+    return _fashion_rows(device, samples, seeds, (Run(step.__name__, D, by_step(step), uniform(n, D.schedule))
+                                                  for n, step in pairs))
 
 
 @recorded
 def few_steps(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     """The same teacher at 30 and 10 steps by DPM-Solver++, as ODE and as SDE, in log-SNR down to 5 and then to t = 0."""
-    solvers = {"dpm_solver_pp_sde": lambda generator: partial(last, dpm_solver_pp_sde, generator=generator),
-               "dpm_solver_pp_2": lambda _: partial(last, dpm_solver_pp), "ancestral_to_zero": by_step(ancestral)}
-    return _fashion_rows(device, samples, seeds,
-                         ((name, drawing, log_snr_to_zero, n) for n in (30, 10) for name, drawing in solvers.items()))
+    D = recipes.load("fashion_teacher", device)
+    solvers = {"dpm_solver_pp_sde": by_sde_solver, "dpm_solver_pp_2": by_solver, "ancestral_to_zero": by_step(ancestral)}
+    return _fashion_rows(device, samples, seeds, (Run(name, D, drawing, log_snr_to_zero(n, D.schedule))
+                                                  for n in (30, 10) for name, drawing in solvers.items()))
 
 
 @recorded
@@ -138,8 +162,45 @@ def same_images(device: torch.device, samples: int, seeds: int) -> Iterable[Row]
             return Result(sweep.trajectory[-1], sweep.evaluations, sweep.rounds)
         return run
 
-    runs = (("picard", picard_run, uniform, 1000), ("ancestral", by_step(ancestral), uniform, 1000))
+    D = recipes.load("fashion_teacher", device)
+    ts = uniform(1000, D.schedule)
+    runs = Run("picard", D, picard_run, ts), Run("ancestral", D, by_step(ancestral), ts)
     return _fashion_rows(device, samples, seeds, runs, batch=50 if device.type == "cuda" else 5)
+
+
+@recorded
+def guidance(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
+    """What the guidance weight does: the teacher with two evaluations a step and its student with one, 16 steps of 2M."""
+    teacher, student = (recipes.load(name, device) for name in ("fashion_teacher", "fashion_guided_student"))
+    ts = log_snr_to_zero(16, teacher.schedule)
+    weights = (0.0, 0.25, 0.5, 1.0, 2.0)
+    runs = [Run("guided_teacher", guided(teacher, w), by_solver, ts, w) for w in weights[1:]]
+    runs += [Run("guided_student", told(student, w), by_solver, ts, w, "fashion_guided_student") for w in weights]
+    return _fashion_rows(device, samples, seeds, runs)
+
+
+@recorded
+def distillation(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
+    """From thirty steps to one: progressive students and the consistency function, beside DDIM at the same counts.
+
+    All at the guidance weight at which the teacher's pictures are nearest to real ones, and beside the teacher there.
+    """
+    w, student = recipes.CONSISTENCY_WEIGHT, recipes.load("fashion_guided_student", device)
+    schedule = student.schedule
+
+    def grid(n: int) -> Tensor:
+        return torch.linspace(schedule.t_max, 0, n + 1, dtype=torch.float64)
+
+    runs = []
+    for n in (8, 4, 2, 1):
+        weights = f"fashion_progressive_{n}"
+        runs.append(Run("progressive", told(recipes.load(weights, device), w), by_step(ddim), grid(n), w, weights))
+        runs.append(Run("guided_student_ddim", told(student, w), by_step(ddim), grid(n), w, "fashion_guided_student"))
+    f, halfway = recipes.load("fashion_consistency", device), schedule.t_max / 2
+    for ts in (grid(1), torch.tensor([schedule.t_max, halfway, 0.0], dtype=torch.float64), grid(4)):
+        runs.append(Run("consistency", f, by_step(consistency_step), ts, w, "fashion_consistency"))
+    runs.append(Run("guided_student", told(student, w), by_solver, log_snr_to_zero(30, schedule), w, "fashion_guided_student"))
+    return _fashion_rows(device, samples, seeds, runs)
 
 
 # ---------------------------------------------------------------------------------------------- the ring
@@ -155,7 +216,7 @@ def ring_sde(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
 def ring_ode(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
     """Solvers of the probability flow on the same ring: fixed steps from 1000 down to 10, and RK45 at its tolerances."""
     solvers = {"euler": by_step(euler), "heun": by_step(heun), "ddim": by_step(ddim),
-               "dpm_solver_pp_2": lambda _: partial(last, dpm_solver_pp)}
+               "dpm_solver_pp_2": by_solver}
     runs = [(name, drawing, n) for n in (10, 30, 100, 1000) for name, drawing in solvers.items()]
     for tolerance in (1e-2, 1e-3, 1e-4):
         adaptive = partial(last, rk45, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,134 @@
+"""Progressive distillation: one step of the student does what two of its teacher's do; and again, until one step is left.
+
+Two stages (Meng et al. 2023). First guidance, which costs two evaluations, is taught to a network that is told the weight
+and costs one. Then the number of DDIM steps is halved, and halved again (Salimans & Ho 2022). Labels and guidance are
+optional throughout: an unlabelled 2-D density is distilled by the same functions.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .denoiser import Denoiser, Preconditioned, Student, guided, per_row, told
+from .fast_samplers import ddim, midpoint
+from .sampling import draws, need_noise
+from .schedules import Schedule, as_time
+from .training import LossFunction, Trained, train
+
+
+def x0_between(schedule: Schedule, x: Tensor, t, z: Tensor, s) -> Tensor:
+    """The x0_hat with which one DDIM step from x (B, ...) at t lands on z at s (Salimans & Ho 2022, appendix G).
+
+    DDIM is linear in x0_hat, so this is its inverse. At s = 0 it is z itself.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = (per_row(c, x) for c in (schedule.alpha(t), schedule.sigma(t),
+                                                                  schedule.alpha(s), schedule.sigma(s)))
+    return (z - sigma_s / sigma_t * x) / (alpha_s - sigma_s / sigma_t * alpha_t)
+
+
+@torch.no_grad()
+def two_step_target(teacher: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
+    """The x0_hat that takes a student from t to s in one DDIM step to where the teacher's two, by way of m, end."""
+    z = ddim(teacher, ddim(teacher, x, t, m, cond=cond), m, s, cond=cond)
+    return x0_between(teacher.schedule, x, t, z, s)
+
+
+@torch.no_grad()
+def midpoint_target(teacher: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
+    """The same for a teacher that takes one second-order step: for the first stage, whose teacher still has a flow to solve."""
+    return x0_between(teacher.schedule, x, t, midpoint(teacher, x, t, s, cond=cond), s)
+
+
+def guidance_loss(teacher: Preconditioned, largest: float) -> LossFunction:
+    """Stage one: the student told(w) should say what guided(teacher, w) says, for w uniform in [0, largest].
+
+    loss(student, x0 (B, ...), labels (B,), generator). Times and weighting are those of denoising with t uniform.
+    """
+    def loss(student: Preconditioned, x0: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+        schedule, u = teacher.schedule, torch.rand(2, len(x0), generator=generator, device=x0.device)
+        t, w = schedule.t_min + u[0] * (schedule.t_max - schedule.t_min), largest * u[1]
+        x = noisy(schedule, x0, t, generator)
+        with torch.no_grad():
+            composite = guided(teacher, w)(x, t, cond)
+        return (student.predict(x, t, cond, w[:, None]) - student.target(composite, x, t)).square().mean()
+
+    return loss
+
+
+def halving_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None,
+                 target: Callable[..., Tensor] = two_step_target) -> LossFunction:
+    """Stage two: one step of the student over two of the teacher's grid ts (2n+1,), at a random one of its n places.
+
+    loss(student, x0 (B, ...)[, labels (B,)], generator). largest: for a teacher that is told its guidance weight, the largest
+    to be drawn. The error of x0_hat has the weight max(snr, 1) of the paper's section 4, in any parameterisation.
+    ValueError if ts has an odd number of steps, which cannot be halved.
+    """
+    if len(ts) < 3 or len(ts) % 2 == 0:
+        raise ValueError(f"ts: expected an even number of steps, at least 2, got {len(ts) - 1}")
+
+    def loss(student: Denoiser, x0: Tensor, *rest) -> Tensor:
+        *labels, generator = rest
+        cond, grid = labels[0] if labels else None, ts.to(x0)
+        i = 2 * torch.randint(len(ts) // 2, (len(x0),), generator=generator, device=x0.device)
+        x = noisy(teacher.schedule, x0, grid[i], generator)
+        w = None if largest is None else largest * torch.rand(len(x0), generator=generator, device=x0.device)
+        taught, learnt = (D if w is None else told(D, w) for D in (teacher, student))
+        goal = target(taught, x, grid[i], grid[i + 1], grid[i + 2], cond)
+        weight = teacher.schedule.log_snr(grid[i]).exp().clamp(min=1)
+        return (per_row(weight, x) * (learnt(x, grid[i], cond) - goal).square()).mean()
+
+    return loss
+
+
+def noisy(schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    """x_t = alpha(t) x0 + sigma(t) eps with noise from the generator; t (B,)."""
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return per_row(schedule.alpha(t), x0) * x0 + per_row(schedule.sigma(t), x0) * eps
+
+
+def distill_guidance(teacher: Preconditioned, network: nn.Module, data: list[Tensor], largest: float, **training) -> Trained:
+    """A student of `network`, told one number, that starts as the teacher and learns all of its guided denoisers."""
+    student = Student.of(teacher, network)
+    return train(guidance_loss(teacher, largest), student, data, **training)
+
+
+def distill_steps(teacher: Preconditioned, data: list[Tensor], ts: Tensor, until: int = 1, largest: float | None = None,
+                  folder: str | Path | None = None, progress: bool = True, **training) -> dict[int, Trained]:
+    """Halve the teacher's grid ts (n+1,) until `until` steps are left: {n/2: student, n/4: student, ...}.
+
+    Each student starts as its teacher and then is the next one's; it samples by `ddim` on every second, fourth, ... time of
+    ts. With a folder, every stage keeps a checkpoint there, and a run that was killed goes on inside its stage; other keywords
+    are those of `train`, for each stage. ValueError if ts cannot be halved down to `until` steps.
+    """
+    n, students = len(ts) - 1, {}
+    if until < 1 or n <= until or n % until or (n // until) & (n // until - 1):
+        raise ValueError(f"ts: expected {until} steps times a power of two, got {n}")
+    stages = tqdm(total=(n // until).bit_length() - 1, desc=f"from {n} steps", disable=not progress)
+    while n > until:
+        n //= 2
+        checkpoint = None if folder is None else Path(folder) / f"{n}_steps.pt"
+        students[n] = train(halving_loss(teacher, ts, largest), Student.of(teacher), data, checkpoint=checkpoint,
+                            progress=progress, **training)
+        teacher, ts = students[n].model, ts[::2]
+        stages.update()
+        stages.set_description(f"down to {n} steps")
+    stages.close()
+    return students
+
+
+@draws(1)
+def overshoot(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+    """The stochastic step of a guided student on a uniform grid: DDIM over two steps, then noise back over one.
+
+    Lands at u = 2 s - t, with a student of half as many steps, and adds what the forward process adds between u and s
+    (Meng et al. 2023, section 3.3). No noise is added where s = 0.
+    """
+    z, schedule = need_noise(z, "overshoot"), D.schedule
+    u = (2 * as_time(s) - t).clamp(min=0)
+    x = ddim(D, x, t, u, cond=cond)
+    ratio = per_row(schedule.alpha(s) / schedule.alpha(u), x)
+    sigma_u, sigma_s = per_row(schedule.sigma(u), x), per_row(schedule.sigma(s), x)
+    return ratio * x + (sigma_s**2 - (ratio * sigma_u) ** 2).clamp(min=0).sqrt() * z
