@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .denoiser import Denoiser, Preconditioned, Student, guided, per_row, told
-from .fast_samplers import ddim, midpoint
+from .fast_samplers import ddim
 from .sampling import draws, need_noise
 from .schedules import Schedule, as_time
 from .training import LossFunction, Trained, train
@@ -38,8 +38,11 @@ def two_step_target(teacher: Denoiser, x: Tensor, t, m, s, cond: Tensor | None =
 
 @torch.no_grad()
 def midpoint_target(teacher: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
-    """The same for a teacher that takes one second-order step: for the first stage, whose teacher still has a flow to solve."""
-    return x0_between(teacher.schedule, x, t, midpoint(teacher, x, t, s, cond=cond), s)
+    """The same for a teacher that takes one step of `midpoint`: what it sees at m is then the x0_hat of the whole step.
+
+    For the first stage, whose teacher still has a flow to solve.
+    """
+    return teacher(ddim(teacher, x, t, m, cond=cond), m, cond)
 
 
 def guidance_loss(teacher: Preconditioned, largest: float) -> LossFunction:
@@ -131,4 +134,4 @@ def overshoot(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tenso
     x = ddim(D, x, t, u, cond=cond)
     ratio = per_row(schedule.alpha(s) / schedule.alpha(u), x)
     sigma_u, sigma_s = per_row(schedule.sigma(u), x), per_row(schedule.sigma(s), x)
-    return ratio * x + (sigma_s**2 - (ratio * sigma_u) ** 2).clamp(min=0).sqrt() * z
+    return ratio * x + (sigma_s**2 - (ratio * sigma_u) ** 2).sqrt() * z

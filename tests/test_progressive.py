@@ -70,8 +70,8 @@ def test_one_step_with_the_target_is_the_teachers_two(schedule, generator):
 @every_schedule
 def test_the_second_order_target_is_what_the_teacher_sees_halfway(schedule, generator):
     D, x, t, s = MIXTURE.denoiser(schedule), doubles(5, 2, generator=generator), 0.6, 0.3
-    halfway = D(ddim(D, x, t, 0.45), 0.45)
-    torch.testing.assert_close(midpoint_target(D, x, t, None, s), halfway, rtol=0, atol=1e-12)
+    landing = x0_between(schedule, x, t, midpoint(D, x, t, s), s)
+    torch.testing.assert_close(midpoint_target(D, x, t, 0.45, s), landing, rtol=0, atol=1e-12)
 
 
 @every_schedule

@@ -131,7 +131,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
 # ---------------------------------------------------------------------------------------------- resume
 def test_a_run_cut_in_two_is_the_run_in_one(tmp_path):
     class Cut(Exception):
-        pass
+        """The kill."""
 
     def until(step):
         def loss(model, x, y, generator):

@@ -53,7 +53,7 @@ def test_the_courses_own_is_never_accepted(capsys):
 
 def test_a_class_is_marked_as_a_class(capsys):
     class Slope:
-        pass
+        """A learner's answer that is a class."""
 
     task = checks.Exercise("97.1", "", Slope, lambda generator: [], [])
     own = checks._marked(task)
