@@ -12,7 +12,8 @@ The map, bottom to top; a module imports only from modules above it in this list
     schedules       alpha(t), sigma(t), all that follows from them, and time grids
     denoiser        the currency: score, eps, velocity; parameterisations; guidance
     targets         Gaussian mixtures, whose denoiser is known in closed form
-    networks        MLP, U-Net, DiT
+    networks        MLP, U-Net, DiT; the networks that judge samples
+    autoencoders    pictures to small latents and back: KL, VQ, and the linear case with its closed form
     sampling        the driver: turns a step into a sampler and counts evaluations
     score_matching  implicit, sliced and denoising losses; Langevin dynamics
     sde_samplers    Euler-Maruyama, ancestral (DDPM), predictor-corrector
@@ -23,7 +24,8 @@ The map, bottom to top; a module imports only from modules above it in this list
     training        the loop: EMA, atomic checkpoints, exact resume, data-parallel
     progressive     distillation of guidance into one evaluation, and of two steps into one
     consistency     consistency functions, learnt in pairs of times or in continuous time; flow maps
-    data            Fashion-MNIST, checked by its sum
+    data            Fashion-MNIST, emoji, sentences and words, each checked by its sum
+    text            captions as word numbers; sentences to small latents and back
     metrics         two-sample distances
     ledger          the table of what every method costs and gives
     plotting        the figures

@@ -17,7 +17,7 @@ from torch.func import jvp
 
 from .denoiser import Denoiser, Student, eps, levels, per_row, told
 from .fast_samplers import ddim
-from .sampling import Step, draws, need_noise
+from .sampling import Step, draws, need_noise, sample
 from .schedules import Schedule, as_time
 from .training import LossFunction
 
@@ -125,6 +125,30 @@ def _consistency_loss(pairs, earlier, c):
             distance = pseudo_huber(f(x, t, cond) - target, c)
         high, low = ratio(schedule, t), ratio(schedule, r)
         return (distance * high / (high - low)).mean()
+
+    return loss
+
+
+def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step: Step = ddim, c: float = 1e-3) -> LossFunction:
+    """f told where the teacher's paths end, from every state of theirs on the grid ts (n+1,) down to 0.
+
+    Knowledge need not travel from time to time, and no copy teaches: the definition itself as a loss, for a teacher that has
+    few steps (a halved student), so that whole paths are cheap (after Luhman & Luhman 2021, who learn from the starts alone).
+    loss(f, x0 (B, ...)[, labels (B,)], generator) starts B paths, x0 noised up to ts[0]; largest as in `halving_loss`.
+    """
+    def loss(f: Student, x0: Tensor, *rest) -> Tensor:
+        *labels, generator = rest
+        cond, n, grid = labels[0] if labels else None, len(ts) - 1, ts.to(x0)
+        w = None if largest is None else largest * torch.rand(len(x0), generator=generator, device=x0.device)
+        with torch.no_grad():
+            guide = teacher if w is None else told(teacher, w)
+            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+            alpha, sigma = levels(f, x0, grid[0])
+            start = alpha * x0 + sigma * noise
+            *states, end = start, *sample(guide, start, grid, step, cond=cond)
+        learnt = f if w is None else told(f, w.repeat(n))
+        answers = learnt(torch.cat(states), grid[:-1].repeat_interleave(len(x0)), None if cond is None else cond.repeat(n))
+        return pseudo_huber(answers - end.repeat(n, *[1] * (x0.ndim - 1)), c).mean()
 
     return loss
 

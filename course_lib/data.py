@@ -3,22 +3,28 @@
 No call touches the network except `fashion_mnist(full=True)`. Sources and licences are in data/README.md.
 """
 
+import csv
 import gzip
 import hashlib
 import http.client
 import json
+import lzma
 import os
 import urllib.request
 import zlib
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from . import files
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+STYLES = ("noto", "twemoji", "flat", "3d")  # four sets of drawings of the same emoji; each is a word of the caption
 
 UPSTREAM = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 # SHA-256 of the decompressed payloads: the gzip headers around them differ from mirror to mirror.
@@ -82,8 +88,7 @@ def fashion_mnist(split: str = "train", full: bool = False) -> tuple[torch.Tenso
     Raises ValueError for another split or a damaged file, FileNotFoundError for a missing one, OSError if the
     full set cannot be fetched.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+    _check_split(split)
     if full and split == "train":
         images, labels = (read_idx(_payload(f"train-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
     else:
@@ -91,6 +96,92 @@ def fashion_mnist(split: str = "train", full: bool = False) -> tuple[torch.Tenso
             images, labels = members[f"{split}_images"], members[f"{split}_labels"]
     pixels = torch.tensor(images).unsqueeze(1).float()                   # (N, 1, 28, 28) in 0..255
     return pixels.div_(127.5).sub_(1), torch.tensor(labels).long()
+
+
+class Emoji(NamedTuple):
+    """Pictures of emoji: images (N, 3, 64, 64) float32 in [-1, 1] on white; style and name (N,) int64 say what each shows.
+
+    `style` counts in STYLES, `name` in `emoji_captions()`.
+    """
+
+    images: torch.Tensor
+    style: torch.Tensor
+    name: torch.Tensor
+
+
+class Caption(NamedTuple):
+    """What Unicode's common locale data say of an emoji, its group, and which of its pictures are held out.
+
+    `held_out` is "all", one of STYLES, or "" for none.
+    """
+
+    emoji: str
+    name: str
+    group: str
+    keywords: tuple[str, ...]
+    held_out: str
+
+
+def emoji_captions() -> list[Caption]:
+    """The emoji of the course, in the order of the sprite sheets. Errors as in `emoji`."""
+    rows = csv.DictReader(path("emoji/captions.csv").read_text(encoding="utf-8").splitlines())
+    return [Caption(**{**row, "keywords": tuple(row["keywords"].split("|"))}) for row in rows]
+
+
+def emoji(split: str = "train") -> Emoji:
+    """Emoji in four styles, by style and then by name.
+
+    `split` is "test" (all pictures of 8 % of the emoji), "pairs" (of the other emoji, 8 % of the pictures, at most one of
+    an emoji; its other styles are trained on), or "train" (the rest).
+
+    Raises ValueError for another split or a damaged file, FileNotFoundError for a missing one.
+    """
+    held_out = [caption.held_out for caption in emoji_captions()]
+    parts = []
+    for style, word in enumerate(STYLES):
+        member = {"train": lambda held, word=word: held not in ("all", word), "pairs": word.__eq__, "test": "all".__eq__}
+        _check_split(split, *member)
+        name = torch.tensor([i for i, held in enumerate(held_out) if member[split](held)])
+        parts.append((_sprites(path(f"emoji/{word}.webp"))[name], torch.full_like(name, style), name))
+    images, styles, names = (torch.cat(part) for part in zip(*parts))
+    return Emoji(images.float().div_(127.5).sub_(1), styles, names)
+
+
+def colour_features() -> dict[str, torch.Tensor]:
+    """The weights of `networks.ColourFeatures`, float32. ValueError for a damaged file, FileNotFoundError for a missing one."""
+    return {name: weight.float() for name, weight in load_file(path("colour_features.safetensors")).items()}
+
+
+class Words(NamedTuple):
+    """A vocabulary: words (V,), and a vector of length 1 for each, near for words of like meaning; (V, d) float32."""
+
+    words: tuple[str, ...]
+    vectors: torch.Tensor
+
+
+@cache
+def words() -> Words:
+    """The course's vocabulary. First the words of `sentences`, the commonest first, then others, the commonest first.
+
+    The vectors are principal components of what the text encoder MiniLM makes of each word. All calls give the same
+    tensor, so do not change it in place. Raises ValueError if the file is damaged, FileNotFoundError if it is missing.
+    """
+    with np.load(path("words.npz")) as members:
+        letters, rounded = members["words"], torch.from_numpy(members["vectors"])
+    vectors = rounded.float()                                            # (V, 128), in steps of 1/64
+    return Words(tuple(letters.tobytes().decode().split("\n")), vectors / vectors.norm(dim=1, keepdim=True))
+
+
+def sentences(split: str = "train") -> list[str]:
+    """Short English sentences, WordNet's examples, in a lasting random order: lower case, 4 to 16 words, one space between.
+
+    `split` is "train" or "test"; no test sentence is a near copy of a training one. Every word is one of `words()`.
+
+    Raises ValueError for another split or a damaged file, FileNotFoundError for a missing one.
+    """
+    _check_split(split)
+    train, test = lzma.decompress(path("sentences.txt.xz").read_bytes()).decode().split("\n\n")
+    return (train if split == "train" else test).split("\n")
 
 
 def unpack(compressed: bytes, name: str) -> bytes:
@@ -114,6 +205,19 @@ def read_idx(payload: bytes) -> np.ndarray:
     axes = payload[3]
     shape = np.frombuffer(payload, ">i4", axes, offset=4)
     return np.frombuffer(payload, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _check_split(split: str, *known: str) -> None:
+    known = known or ("train", "test")
+    if split not in known:
+        raise ValueError(f"split is {split!r}, expected {' or '.join(map(repr, known))}")
+
+
+def _sprites(path: Path, size: int = 64) -> torch.Tensor:
+    """The pictures of a sprite sheet, row by row: (N, 3, size, size) bytes."""
+    with Image.open(path) as sheet:
+        pixels = torch.from_numpy(np.array(sheet.convert("RGB")))        # (rows * size, columns * size, 3)
+    return pixels.unflatten(1, (-1, size)).unflatten(0, (-1, size)).permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
 @cache

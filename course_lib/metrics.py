@@ -36,10 +36,25 @@ def mmd2(x: Tensor, y: Tensor, bandwidth: float = 0.5) -> float:
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (-torch.cdist(a, b).square() / (2 * bandwidth**2)).exp()
 
-    n, m = len(x), len(y)
-    within_x = (kernel(x, x).sum() - n) / (n * (n - 1))
-    within_y = (kernel(y, y).sum() - m) / (m * (m - 1))
-    return (within_x + within_y - 2 * kernel(x, y).mean()).item()
+    return _unbiased_mmd2(kernel, x, y)
+
+
+def kernel_distance(x: Tensor, y: Tensor) -> float:
+    """The same of features x (N, d), y (M, d) with the kernel (x.y / d + 1)^3; may be negative.
+
+    The form of Binkowski et al. 2018 on whatever features are passed. It is unbiased: unlike the Frechet distance it may be
+    compared between any N, and few samples cost spread alone.
+    """
+    x, y = _flat_pair(x, y)
+    return _unbiased_mmd2(lambda a, b: (a @ b.T / x.shape[1] + 1) ** 3, x, y)
+
+
+def _unbiased_mmd2(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    def among(z: Tensor) -> Tensor:                                          # the mean over pairs of two different samples
+        k = kernel(z, z)
+        return (k.sum() - k.trace()) / (len(z) * (len(z) - 1))
+
+    return (among(x) + among(y) - 2 * kernel(x, y).mean()).item()
 
 
 def fold(x: Tensor, k: int = 8) -> Tensor:

@@ -1,9 +1,9 @@
 """Three networks F(x, c_noise, cond): an MLP for points, a U-Net and a DiT for images.
 
-All take x (B, ...), the noise level c_noise (B,), labels cond (B,) in -1..classes-1 or None, and what else they are told,
-numbers (B, k) such as a guidance weight or a second time; they return x's shape. The last layer starts at zero, so that
-every model starts as its preconditioning alone, and so does the layer that hears the numbers: a network that is told more
-than its teacher starts as that teacher. There is no dropout.
+All take x (B, ...), the noise level c_noise (B,), labels cond (B,) in -1..classes-1 or None (one of them captions as well), and
+what else they are told, numbers (B, k) such as a guidance weight or a second time; they return x's shape. The last layer starts
+at zero, so that every model starts as its preconditioning alone, and so does the layer that hears the numbers: a network that
+is told more than its teacher starts as that teacher. There is no dropout.
 """
 
 import math
@@ -188,16 +188,45 @@ class DiTBlock(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
+class Captions(nn.Module):
+    """Captions as word numbers (B, length), -1 where there is no word: a token for each place, and the gist of them all.
+
+    vectors (V, d) are the words' meanings; they stay as they are and are not stored with the weights. A row of -1, or None for
+    the whole batch, is the empty caption.
+    """
+
+    def __init__(self, vectors: Tensor, length: int, width: int):
+        super().__init__()
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.token, self.gist = nn.Linear(vectors.shape[1], width), nn.Linear(vectors.shape[1], width)
+        self.place = nn.Parameter(0.02 * torch.randn(length, width))
+
+    def forward(self, cond: Tensor | None, B: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, length, width) and gist (B, width)."""
+        if cond is None:
+            cond = torch.full((B, len(self.place)), -1, device=self.place.device)
+        if cond.shape != (B, len(self.place)) or cond.is_floating_point():
+            raise ValueError(f"cond: expected word numbers ({B}, {len(self.place)}), got {tuple(cond.shape)} {cond.dtype}")
+        if bool(((cond < -1) | (cond >= len(self.vectors))).any()):
+            raise ValueError(f"cond: expected words in -1..{len(self.vectors) - 1}, got {cond.min()}..{cond.max()}")
+        there = (cond >= 0)[..., None].to(self.place)
+        words = self.vectors[cond.clamp(min=0)] * there
+        return there * self.token(words) + self.place, self.gist(words.sum(1) / there.sum(1).clamp(min=1))
+
+
 class DiT(nn.Module):
-    """A small diffusion transformer on square images (B, channels, size, size), one token per patch x patch pixels."""
+    """A small diffusion transformer on square images (B, channels, size, size), one token per patch x patch pixels.
+
+    With captions, cond is a row of word numbers, whose tokens stand beside those of the image; otherwise it is a label.
+    """
 
     def __init__(self, channels: int = 1, size: int = 28, patch: int = 4, width: int = 128, depth: int = 4,
-                 heads: int = 4, classes: int = 0, numbers: int = 0):
+                 heads: int = 4, classes: int = 0, numbers: int = 0, captions: Captions | None = None):
         super().__init__()
         if size % patch:
             raise ValueError(f"patch: expected a divisor of the image size {size}, got {patch}")
         self.shape, self.patch = (channels, size, size), patch
-        self.embed = NoiseEmbedding(width, classes, numbers)
+        self.embed, self.captions = NoiseEmbedding(width, classes, numbers), captions
         self.inp = nn.Linear(channels * patch**2, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
@@ -208,12 +237,15 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        e = self.embed(c_noise, cond, numbers)
+        e = self.embed(c_noise, None if self.captions else cond, numbers)
         h = self.inp(nf.unfold(x, self.patch, stride=self.patch).transpose(1, 2)) + self.position
+        if self.captions:
+            words, gist = self.captions(cond, len(x))
+            e, h = e + gist, torch.cat([h, words], 1)
         for block in self.blocks:
             h = block(h, e)
         scale, shift = self.modulation(nf.silu(e))[:, None].chunk(2, -1)
-        tokens = self.out(self.norm(h) * (1 + scale) + shift).transpose(1, 2)
+        tokens = self.out(self.norm(h[:, :self.position.shape[1]]) * (1 + scale) + shift).transpose(1, 2)
         return nf.fold(tokens, x.shape[2:], self.patch, stride=self.patch)
 
 
@@ -237,3 +269,55 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
+
+
+# ---------------------------------------------------------------------------------------------- features of colour images
+class SameConv(nn.Conv2d):
+    """A convolution that pads as TensorFlow's "SAME" does where the stride divides the size: the odd pixel at the far end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.kernel_size[0] - self.stride[0]
+        near, far = total // 2, total - total // 2
+        return super().forward(nf.pad(x, (near, far, near, far)) if total > 0 else x)
+
+
+class Bottleneck(nn.Module):
+    """Widen, filter each channel alone, narrow again; a shortcut where the shape allows one (Sandler et al. 2018)."""
+
+    def __init__(self, inp: int, out: int, kernel: int, stride: int, expand: int):
+        super().__init__()
+        wide = inp * expand
+        self.expand = SameConv(inp, wide, 1) if expand > 1 else None
+        self.depthwise = SameConv(wide, wide, kernel, stride, groups=wide)
+        self.project = SameConv(wide, out, 1)
+        self.shortcut = stride == 1 and inp == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.expand is None else nf.relu6(self.expand(x))
+        h = self.project(nf.relu6(self.depthwise(h)))
+        return x + h if self.shortcut else h
+
+
+class ColourFeatures(nn.Module):
+    """The first twelve of the sixteen blocks of EfficientNet-Lite0 (Tan & Le 2019), which has learned from photographs.
+
+    Its weights, batch normalisation folded in, come from `data.colour_features()`; distances of samples compare
+    `features` (B, 192) of images (B, 3, 64, 64) in [-1, 1].
+    """
+
+    stages = ((1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6), (1, 192, 5, 2, 6))
+
+    def __init__(self):
+        super().__init__()
+        self.stem, blocks, width = SameConv(3, 32, 3, 2), [], 32
+        for repeats, out, kernel, stride, expand in self.stages:
+            for i in range(repeats):
+                blocks.append(Bottleneck(width, out, kernel, stride if i == 0 else 1, expand))
+                width = out
+        self.blocks = nn.Sequential(*blocks)
+
+    def features(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != (3, 64, 64):
+            raise ValueError(f"x: expected images (B, 3, 64, 64), got {tuple(x.shape)}")
+        x = nf.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # nearer to the size of its training
+        return self.blocks(nf.relu6(self.stem(x))).mean((2, 3)) / 4  # of order one, as kernel_distance wants

@@ -1,12 +1,13 @@
 """The trained models that the course ships: one function each, one file each, all rebuilt by `course train NAME`.
 
-A recipe is a function (model, steps, device, checkpoint) -> (Trained, metrics) with a `build` that makes the untrained
-model. Weights lie in data/checkpoints/NAME.safetensors as fp16; manifest.json beside them says how each came to be, and its
-check sum is verified before a file is used.
+A recipe is a function (model, steps, device, checkpoint, seed) -> (Trained, metrics) with a `build` that makes the untrained
+model and, where it begins with the weights of another recipe, that one's name as `start`. Weights lie in
+data/checkpoints/NAME.safetensors as fp16; manifest.json beside them says how each came to be, and its check sum is verified
+before a file is used.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,24 +17,27 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from . import data, files
-from .consistency import Trainee, distillation_loss, neighbours
-from .denoiser import Preconditioned, Student, V, told
-from .fast_samplers import midpoint
-from .networks import Classifier, UNet
-from .progressive import distill_guidance, guidance_loss, halving_loss, midpoint_target, two_step_target
-from .schedules import CosineVP
+from .autoencoders import Autoencoder, KLAutoencoder, encode_all, fit_scale, kl_loss
+from .consistency import Trainee, closing, continuous_loss, path_loss, training_loss
+from .denoiser import Preconditioned, Student, V
+from .fast_samplers import dpm_solver_pp, midpoint
+from .networks import MLP, Classifier, UNet
+from .progressive import guidance_loss, halving_loss, midpoint_target, two_step_target
+from .sampling import last, prior
+from .schedules import CosineVP, log_snr_uniform
 from .score_matching import denoising_loss
+from .targets import ring
 from .training import LossFunction, Trained, default_device, join_process_group
 from .training import train as run_training
 
 RECIPES: dict[str, Callable] = {}
 
 
-def recipe(build: Callable[[], nn.Module], steps: int) -> Callable:
-    """Register a recipe under its function's name, with the model it trains and its full number of steps."""
+def recipe(build: Callable[[], nn.Module], steps: int, start: str | None = None) -> Callable:
+    """Register a recipe under its function's name, with the model it trains, its full number of steps and its start."""
 
     def register(function: Callable) -> Callable:
-        function.build, function.steps = build, steps
+        function.build, function.steps, function.start = build, steps, start
         RECIPES[function.__name__] = function
         return function
 
@@ -42,10 +46,10 @@ def recipe(build: Callable[[], nn.Module], steps: int) -> Callable:
 
 # ---------------------------------------------------------------------------------------------- Fashion-MNIST
 @recipe(build=Classifier, steps=2000)
-def fashion_classifier(model: nn.Module, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+def fashion_classifier(model: nn.Module, device, **run) -> tuple[Trained, dict[str, float]]:
     """Classifier of Fashion-MNIST: judges samples, and its features carry the Frechet distance."""
-    trained = run_training(shifted_cross_entropy, model, data.fashion_mnist("train"), steps=steps, batch=128, lr=2e-3,
-                           weight_decay=0.05, ema=0.995, device=device, checkpoint=checkpoint)
+    trained = run_training(shifted_cross_entropy, model, data.fashion_mnist("train"), batch=128, lr=2e-3,
+                           weight_decay=0.05, ema=0.995, device=device, **run)
     images, labels = data.fashion_mnist("test")
     return trained, {"test_accuracy": accuracy(trained.model, images, labels)}
 
@@ -71,20 +75,25 @@ def fashion_unet(numbers: int = 0) -> UNet:
 
 
 @recipe(build=lambda: Preconditioned(fashion_unet(), CosineVP(), V()), steps=60_000)
-def fashion_teacher(model: Preconditioned, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+def fashion_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The diffusion model of the course: class-conditional Fashion-MNIST, label dropped one time in ten."""
-    trained = run_training(labelled_denoising_loss, model, data.fashion_mnist("train"), steps=steps, batch=64, lr=1e-3,
-                           ema=0.999, device=device, checkpoint=checkpoint)
+    trained = run_training(diffusion_loss, model, data.fashion_mnist("train"), batch=64, lr=1e-3,
+                           ema=0.999, device=device, **run)
     return trained, {"test_loss": held_out_loss(trained.model)}
 
 
-def labelled_denoising_loss(model: Preconditioned, x0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Denoising loss with t = sigmoid(1.2 n + 0.2), n normal, kept within the schedule's range; labels dropped at 10 %."""
+def diffusion_loss(model: Preconditioned, x0: Tensor, *rest) -> Tensor:
+    """Denoising loss with t = sigmoid(1.2 n + 0.2), n normal, kept within the schedule's range.
+
+    rest: labels (B,) or captions (B, L) if there are any, which are dropped one time in ten, and the generator.
+    """
+    *cond, generator = rest
     B = len(x0)
     n, drop = torch.randn(B, generator=generator, device=x0.device), torch.rand(B, generator=generator, device=x0.device)
     t = (1.2 * n + 0.2).sigmoid().clamp(model.schedule.t_min, model.schedule.t_max)
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-    return denoising_loss(model, x0, t, noise, torch.where(drop < 0.1, -1, y))
+    kept = [torch.where((drop < 0.1).view(B, *[1] * (y.ndim - 1)), -1, y) for y in cond]
+    return denoising_loss(model, x0, t, noise, *kept)
 
 
 @torch.no_grad()
@@ -100,40 +109,39 @@ def held_out_loss(model: Preconditioned, n: int = 2000) -> float:
 
 
 @torch.no_grad()
-def test_loss(loss_function: LossFunction, model: nn.Module, n: int = 500) -> dict[str, float]:
-    """A training loss on n test images instead, with draws fixed by a seed: comparable between runs."""
+def test_loss(loss_function: LossFunction, model: nn.Module, held_out: Sequence[Tensor], n: int = 500) -> dict[str, float]:
+    """A training loss on n rows of held-out data instead, with draws fixed by a seed: comparable between runs."""
     device = next(model.parameters()).device
-    images, labels = (d[:n].to(device) for d in data.fashion_mnist("test"))
-    return {"test_loss": loss_function(model, images, labels, torch.Generator(device).manual_seed(0)).item()}
+    rows = (d[:n].to(device) for d in held_out)
+    return {"test_loss": loss_function(model, *rows, torch.Generator(device).manual_seed(0)).item()}
 
 
 LARGEST_WEIGHT = 2.0  # of the guidance that students are told
 CONSISTENCY_WEIGHT = 0.25  # where the teacher's pictures are nearest to real ones
 
 
-@recipe(build=lambda: Preconditioned(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000)
-def fashion_guided_student(model: Preconditioned, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
+@recipe(build=lambda: Preconditioned(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000,
+        start="fashion_teacher")
+def fashion_guided_student(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The teacher with guidance built in: told the weight, one evaluation does the work of two."""
-    teacher = load("fashion_teacher", device or default_device())
-    trained = distill_guidance(teacher, model.network, data.fashion_mnist("train"), LARGEST_WEIGHT, steps=steps, batch=64,
-                               lr=3e-4, ema=0.998, device=device, checkpoint=checkpoint)
-    return trained, test_loss(guidance_loss(teacher, LARGEST_WEIGHT), trained.model)
+    loss = guidance_loss(load("fashion_teacher", device), LARGEST_WEIGHT)
+    trained = run_training(loss, model, data.fashion_mnist("train"), batch=64, lr=3e-4, ema=0.998, device=device, **run)
+    return trained, test_loss(loss, trained.model, data.fashion_mnist("test"))
 
 
 def progressive(n: int, teacher_name: str, target: Callable[..., Tensor] = two_step_target) -> Callable:
     """The recipe of the student with n DDIM steps, times equally spaced from t_max to 0, from the model of that name."""
-    def stage(model: Student, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
-        teacher = load(teacher_name, device or default_device())
+    def stage(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
+        teacher = load(teacher_name, device)
         ts = torch.linspace(teacher.schedule.t_max, 0, 2 * n + 1, dtype=torch.float64)
-        model.load_state_dict(teacher.state_dict())
         loss = halving_loss(teacher, ts, LARGEST_WEIGHT, target)
-        trained = run_training(loss, model, data.fashion_mnist("train"), steps=steps, batch=64, lr=5e-4, ema=0.998,
-                               device=device, checkpoint=checkpoint)
-        return trained, test_loss(loss, trained.model)
+        trained = run_training(loss, model, data.fashion_mnist("train"), batch=64, lr=5e-4, ema=0.998, device=device,
+                               **run)
+        return trained, test_loss(loss, trained.model, data.fashion_mnist("test"))
 
     stage.__name__ = f"fashion_progressive_{n}"
     stage.__doc__ = f"One DDIM step for two, {n} in all: learns from {teacher_name}; told the guidance weight."
-    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000)(stage)
+    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, start=teacher_name)(stage)
 
 
 # the first teacher is a flow to be solved, best by a second-order step; the others are what they are, two steps
@@ -143,16 +151,73 @@ fashion_progressive_2 = progressive(2, "fashion_progressive_4")
 fashion_progressive_1 = progressive(1, "fashion_progressive_2")
 
 
-@recipe(build=lambda: Student(fashion_unet(), CosineVP(), V()), steps=20_000)
-def fashion_consistency(model: Student, steps: int, device, checkpoint) -> tuple[Trained, dict[str, float]]:
-    """Consistency function of the guided flow (weight 0.25), for one step or a few; it learns from fashion_guided_student."""
-    teacher, start = (load(name, device or default_device()) for name in ("fashion_guided_student", "fashion_teacher"))
-    model.load_state_dict(start.state_dict())
-    ts = torch.linspace(teacher.schedule.t_max, 0, 17, dtype=torch.float64)
-    loss = distillation_loss(told(teacher, CONSISTENCY_WEIGHT), neighbours(ts), midpoint)
-    trained = run_training(loss, Trainee(model, decay=0.95), data.fashion_mnist("train"), steps=steps, batch=64, lr=5e-4,
-                           ema=0.998, device=device, checkpoint=checkpoint)
-    return replace(trained, model=trained.model.f), test_loss(loss, trained.model)
+@recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000, start="fashion_progressive_1")
+def fashion_consistency(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Consistency function of the guided flow, told weights up to 0.5, from whole paths of fashion_guided_student."""
+    teacher = load("fashion_guided_student", device)
+    ts = torch.linspace(teacher.schedule.t_max, 0, 9, dtype=torch.float64)
+    loss = path_loss(teacher, ts, largest=0.5, step=midpoint)
+    trained = run_training(loss, model, data.fashion_mnist("train"), batch=12, lr=3e-4, ema=0.998, device=device, **run)
+    return trained, test_loss(loss, trained.model, data.fashion_mnist("test"), n=50)
+
+
+# ---------------------------------------------------------------------------------------------- the ring
+def ring_data(seed: int = 0) -> list[Tensor]:
+    """Twenty thousand points of the ring."""
+    return [ring().sample(20_000, torch.Generator().manual_seed(seed)).float()]
+
+
+@torch.no_grad()
+def path_error(f: Student, n: int = 2000) -> dict[str, float]:
+    """Mean distance of one step of f, from n starts, to the exact ends of their paths."""
+    D = ring().denoiser(f.schedule)
+    x = prior(D, (n, 2), torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = last(dpm_solver_pp, D, x, log_snr_uniform(200, f.schedule), order=3).x
+    device = next(f.parameters()).device
+    return {"path_error": (f(x.float().to(device), f.schedule.t_max).cpu() - ends).norm(dim=1).mean().item()}
+
+
+@recipe(build=lambda: Preconditioned(MLP(fastest=8.0), CosineVP(), V()), steps=4000)
+def ring_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Diffusion model of the ring of eight spots, with which the next two begin."""
+    trained = run_training(diffusion_loss, model, ring_data(), batch=512, lr=2e-3, ema=0.999, device=device, **run)
+    return trained, test_loss(diffusion_loss, trained.model, ring_data(seed=1), n=20_000)
+
+
+@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher")
+def ring_tuned(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Consistency function of the ring by easy consistency tuning: no teacher, and a gap that closes."""
+    loss = training_loss(closing(4.0, every=1500, mean=0.0, std=2.0, stages=4), c=0.1)
+    trained = run_training(loss, Trainee(model, decay=0.9), ring_data(), batch=512, lr=1e-3, ema=0.999, device=device, **run)
+    return replace(trained, model=trained.model.f), path_error(trained.model.f)
+
+
+@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher")
+def ring_continuous(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Consistency function of the ring in continuous time: no gap, with the slope of the exact denoiser."""
+    loss = continuous_loss(ring().denoiser(model.schedule))
+    trained = run_training(loss, Trainee(model), ring_data(), batch=512, lr=1e-3, ema=0.999, device=device, **run)
+    return replace(trained, model=trained.model.f), path_error(trained.model.f)
+
+
+# ---------------------------------------------------------------------------------------------- emoji
+@recipe(build=KLAutoencoder, steps=12_000)
+def emoji_autoencoder(model: KLAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Emoji to 16 x 16 latents of 4 channels and back; the KL is very weak, as reconstruction is what matters."""
+    images = data.emoji("train").images
+    trained = run_training(kl_loss(beta=0.1), model.to(memory_format=torch.channels_last), [images], batch=16, lr=2e-3,
+                           ema=0.999, clip=100.0, device=device, **run)
+    fit_scale(trained.model, images)
+    return trained, reconstruction(trained.model, data.emoji("test").images)
+
+
+@torch.no_grad()
+def reconstruction(model: Autoencoder, images: Tensor) -> dict[str, float]:
+    """PSNR in dB of the round trip, over all pixels of images (N, 3, H, W) and over those that are not white."""
+    z = encode_all(model, images)
+    made = torch.cat([model.decode(part.to(model.scale.device)).cpu() for part in z.split(64)]).clamp(-1, 1)
+    error, drawn = (made - images).square().mean(1), (images < 1).any(1)
+    return {name: -10 * (e.mean() / 4).log10().item() for name, e in (("psnr", error), ("psnr_drawn", error[drawn]))}
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -174,8 +239,8 @@ def known(name: str) -> Callable:
     return RECIPES[name]
 
 
-def load(name: str, device: torch.device | str = "cpu", folder: Path | None = None) -> nn.Module:
-    """A shipped model by name, in float32 and eval mode.
+def load(name: str, device: torch.device | str | None = "cpu", folder: Path | None = None) -> nn.Module:
+    """A shipped model by name, in float32 and eval mode; device None is the one that training would choose.
 
     Raises ValueError for an unknown name or a file whose sum is wrong, FileNotFoundError if it is not there.
     """
@@ -187,7 +252,7 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
     files.verify(path, entries[name]["sha256"], advice)
     model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     # convolutions on a CPU run about a quarter faster with the channels last in memory; nothing else changes
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model.to(device or default_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def verify_all() -> list[tuple[str, bool, str]]:
@@ -203,34 +268,42 @@ def _report(name: str, entry: dict) -> tuple[str, bool, str]:
     return name, True, f"{entry['parameters']:,} parameters"
 
 
-def train(name: str, device: torch.device | str | None = None, steps: int | None = None, out: str | Path | None = None) -> Path:
+def train(name: str, device: torch.device | str | None = None, steps: int | None = None, out: str | Path | None = None,
+          further: bool = False) -> Path:
     """Carry out a recipe: train, measure, write the weights and their manifest entry; returns the file's path.
 
     Resumes from NAME.state.pt in the same folder after a kill. steps other than the recipe's own are recorded as such.
+    further: begin with the weights that are there, and let the learning rate rise and fall once more; steps and seconds add up.
     """
     function, folder = known(name), Path(out) if out else checkpoints()
     join_process_group()                                                        # before a recipe puts its teacher on a device
     steps = steps or function.steps
-    state = folder / f"{name}.state.pt"
+    path, state = folder / f"{name}.safetensors", folder / f"{name}.state.pt"
     torch.manual_seed(0)  # the initial weights
-    trained, metrics = function(function.build(), steps, device, state)
-    path = folder / f"{name}.safetensors"
+    model, before = function.build(), {}
+    if further:
+        model.load_state_dict(load(name, folder=folder).state_dict())
+        before = manifest(folder)[name]
+    elif function.start:                                       # what its own network is told besides, it has to learn itself
+        model.load_state_dict(model.state_dict() | load(function.start).state_dict())
+    trained, metrics = function(model, steps=steps, device=device, checkpoint=state, seed=before.get("steps", 0))
     if join_process_group()[0] == 0:
-        store(name, trained, metrics, steps, path)
+        store(name, trained, metrics, steps, path, before)
         state.unlink()
     return path
 
 
-def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, path: Path) -> None:
-    """Write fp16 weights, then the manifest that vouches for them; both atomically."""
+def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, path: Path, before: dict | None = None) -> None:
+    """Write fp16 weights, then the manifest that vouches for them; both atomically. before: the entry of what it began with."""
+    before = before or {"steps": 0, "train_seconds": 0}
     weights = {k: v.half().contiguous().cpu() for k, v in trained.model.state_dict().items()}
     files.atomic_write(path, lambda file: file.write(save(weights)))
     parameter = next(trained.model.parameters())
     entry = {
-        "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": steps,
+        "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": before["steps"] + steps,
         "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()),
         "device": torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else f"{torch.get_num_threads()} CPU cores",
-        "torch": torch.__version__, "train_seconds": round(trained.seconds),
+        "torch": torch.__version__, "train_seconds": before["train_seconds"] + round(trained.seconds),
         "final_loss": sum(trained.losses[-200:]) / len(trained.losses[-200:]), "metrics": metrics,
     }
     text = json.dumps({**manifest(path.parent), name: entry}, indent=2, sort_keys=True) + "\n"

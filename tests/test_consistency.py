@@ -19,6 +19,7 @@ from course_lib.consistency import (
     flow_map_step,
     mean_flow_loss,
     neighbours,
+    path_loss,
     pseudo_huber,
     ratio,
     training_loss,
@@ -104,6 +105,37 @@ def test_perfection_has_no_gradient_with_the_exact_flow_and_in_continuous_time(s
     assert abs(slope_at_perfection(distillation_loss(D, neighbours(ts), exact_step), schedule)) < 1e-6
     assert abs(slope_at_perfection(continuous_loss(D), schedule)) < 1e-6
     assert abs(slope_at_perfection(distillation_loss(D, neighbours(ts), ddim), schedule)) > 1e-4, "a DDIM step has a bias"
+
+
+@every_schedule
+def test_whole_paths_teach_where_they_end(schedule, generator):
+    D, x0 = GAUSSIAN.denoiser(schedule), GAUSSIAN.sample(6, generator)
+    ts = torch.cat([uniform(6, schedule)[:-1], torch.zeros(1, dtype=torch.float64)])
+    assert path_loss(D, ts, step=exact_step)(Shifted(schedule), x0, generator).item() < 1e-9, "every state has the same end"
+    off = Shifted(schedule)
+    with torch.no_grad():
+        off.off += 0.3
+    expected = sum(((0.3 * schedule.sigma(t)) ** 2 + 1e-6).sqrt().item() - 1e-3 for t in ts[:-1]) / 6
+    assert path_loss(D, ts, step=exact_step)(off, x0, generator).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_paths_tell_labels_and_guidance_weights_to_both(generator):
+    heard = {"teacher": [], "f": []}
+
+    class Ear(Student):
+        def predict(self, x, t, cond=None, numbers=None):
+            heard[self.name].append((cond, numbers))
+            return torch.zeros_like(x)
+
+    teacher, f = (Ear(MLP(width=8), CosineVP(), V()) for _ in range(2))
+    teacher.name, f.name = "teacher", "f"
+    labels = torch.tensor([3, 1, 2])
+    path_loss(teacher, torch.linspace(0.9, 0, 5), largest=2.0)(f, torch.zeros(3, 2), labels, generator)
+    (cond, numbers), = heard["f"]
+    assert torch.equal(cond, labels.repeat(4)) and numbers.shape == (12, 1) and numbers.unique().numel() == 3
+    assert len(heard["teacher"]) == 4
+    for k, (c, w) in enumerate(heard["teacher"]):
+        assert torch.equal(c, labels) and torch.equal(w, numbers[3 * k:3 * k + 3]), "one weight for a whole path"
 
 
 def test_the_bias_of_a_ddim_step_falls_as_the_square_of_the_gap():

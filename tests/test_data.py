@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ import pytest
 import torch
 
 from course_lib import data, files
+from course_lib.text import split
 
+COURSE = data.ROOT
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -59,6 +63,148 @@ def test_only_the_split_that_is_asked_for_is_read(home):
 def test_an_unknown_split_is_named():
     with pytest.raises(ValueError, match="split is 'validation', expected 'train' or 'test'"):
         data.fashion_mnist("validation")
+
+
+# --- emoji ----------------------------------------------------------------------------------------------------------
+
+SPLITS = ("train", "pairs", "test")
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return {split: data.emoji(split) for split in SPLITS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_emoji_have_the_stated_shape_and_range(emoji, split):
+    images, style, name = emoji[split]
+    assert images.shape == (len(style), 3, 64, 64) and images.dtype == torch.float32
+    assert images.min() == -1 and images.max() == 1
+    assert style.shape == name.shape and style.dtype == name.dtype == torch.int64
+    assert set(style.tolist()) == set(range(4)) and 0 <= name.min() and name.max() < len(data.emoji_captions())
+
+
+def test_each_picture_of_an_emoji_is_in_one_split(emoji):
+    pictures = [pair for split in SPLITS for pair in zip(emoji[split].style.tolist(), emoji[split].name.tolist())]
+    assert len(pictures) == len(set(pictures)) == 4 * len(data.emoji_captions())
+
+
+def test_test_emoji_are_new_and_those_of_pairs_are_known_in_three_styles(emoji):
+    train, pairs, test = (emoji[split].name for split in SPLITS)
+    count = len(data.emoji_captions())
+    assert not set(test.tolist()) & {*train.tolist(), *pairs.tolist()}
+    assert set(test.bincount(minlength=count).tolist()) == {0, 4} and 0.07 < len(test) / (4 * count) < 0.09
+    assert len(set(pairs.tolist())) == len(pairs) and 0.07 < len(pairs) / (len(pairs) + len(train)) < 0.09
+    assert set(train.bincount(minlength=count)[pairs].tolist()) == {3}
+
+
+def test_no_test_picture_is_drawn_nearly_like_a_training_one(emoji):
+    for style in range(4):
+        train, test = (emoji[s].images[emoji[s].style == style].div(2).flatten(1) for s in ("train", "test"))
+        mirrored = train.unflatten(1, (3, 64, 64)).flip(-1).flatten(1)
+        assert torch.cdist(test, torch.cat([train, mirrored])).min() / train.shape[1] ** 0.5 > 0.055
+
+
+def test_captions_say_what_is_drawn(emoji):
+    captions = data.emoji_captions()
+    names = [caption.name for caption in captions]
+    assert len(set(names)) == len(names) and all(caption.keywords and "" not in caption.keywords for caption in captions)
+    apple = captions[names.index("red apple")]
+    assert (apple.emoji, apple.group) == ("🍎", "food-drink") and {"apple", "fruit", "red"} <= set(apple.keywords)
+    assert {caption.held_out for caption in captions} == {"", "all", *data.STYLES}
+    for name, channel in [("red square", 0), ("green square", 1), ("blue square", 2)]:
+        [images] = [part.images[part.name == names.index(name)] for part in [emoji["train"]]]
+        assert (images[:, :, 32, 32].argmax(1) == channel).all()
+
+
+def test_an_emoji_stands_on_white(emoji):
+    images = emoji["train"].images
+    corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].amin(1)
+    assert (corners > 0.9).float().mean() > 0.8
+
+
+def test_an_unknown_split_of_the_emoji_is_named():
+    with pytest.raises(ValueError, match="split is 'validation', expected 'train' or 'pairs' or 'test'"):
+        data.emoji("validation")
+
+
+@pytest.mark.parametrize("name", ["emoji/captions.csv", "emoji/flat.webp", "colour_features.safetensors"])
+def test_damaged_emoji_and_features_are_named(home, name):
+    shutil.copytree(COURSE / "data" / "emoji", home / "data" / "emoji")
+    shutil.copy(COURSE / "data" / "colour_features.safetensors", home / "data")
+    flip_a_byte(home / "data" / name)
+    with pytest.raises(ValueError, match=f"{name} is damaged.*git checkout -- data/{name}"):
+        data.colour_features() if "colour" in name else data.emoji()
+
+
+# --- words and sentences --------------------------------------------------------------------------------------------
+
+def test_words_are_distinct_lower_case_and_have_vectors_of_length_one():
+    words, vectors = data.words()
+    assert len(set(words)) == len(words) > 10_000
+    assert all(re.fullmatch(r"[a-z0-9]+(?:'[a-z]+)*", word) for word in words)
+    assert vectors.shape == (len(words), 128) and vectors.dtype == torch.float32
+    assert vectors.norm(dim=1).sub(1).abs().max() < 1e-6
+
+
+def test_vectors_of_like_words_are_near():
+    words, vectors = data.words()
+
+    def nearness(one, other):
+        return (vectors[words.index(one)] @ vectors[words.index(other)]).item()
+
+    for near, far in [("automobile car", "automobile flower"), ("physician doctor", "physician soup"),
+                      ("puppy dog", "puppy violin"), ("aircraft airplane", "aircraft flower"),
+                      ("furious angry", "furious tiny")]:
+        assert nearness(*near.split()) > nearness(*far.split()) + 0.3
+
+
+def test_every_word_of_a_caption_has_a_number():
+    texts = [text for caption in data.emoji_captions() for text in (caption.name, *caption.keywords)]
+    assert {word for text in (*texts, *data.STYLES) for word in split(text)} <= set(data.words().words)
+
+
+def test_sentences_are_lower_case_words_of_the_vocabulary():
+    both = data.sentences("train") + data.sentences("test")
+    assert len(data.sentences()) > 12_500 and 1200 < len(data.sentences("test")) < 1600
+    assert len(set(both)) == len(both)
+    assert all(4 <= len(line.split()) <= 16 and line == " ".join(line.split()) for line in both)
+    assert {word for line in both for word in line.split()} <= set(data.words().words)
+
+
+def test_the_words_of_the_sentences_come_first_the_commonest_first():
+    count = Counter(word for part in ("train", "test") for line in data.sentences(part) for word in line.split())
+    first = data.words().words[: len(count)]
+    assert set(first) == count.keys() and list(map(count.get, first)) == sorted(count.values(), reverse=True)
+
+
+def test_no_test_sentence_is_a_near_copy_of_a_training_one():
+    train, test = ([set(line.split()) for line in data.sentences(part)] for part in ("train", "test"))
+    number = {word: n for n, word in enumerate(set().union(*train, *test))}
+    table = torch.zeros(len(train), len(number))
+    for row, words in zip(table, train):
+        row[[number[word] for word in words]] = 1
+    lengths = table.sum(1)
+    for words in test[::10]:
+        shared = table[:, [number[word] for word in words]].sum(1)
+        assert (shared / lengths.clamp(min=len(words))).max() <= 0.6
+
+
+def test_an_unknown_split_of_the_sentences_is_named():
+    with pytest.raises(ValueError, match="split is 'pairs', expected 'train' or 'test'"):
+        data.sentences("pairs")
+
+
+@pytest.mark.parametrize(("name", "read"), [("words.npz", data.words.__wrapped__), ("sentences.txt.xz", data.sentences)])
+def test_damaged_words_and_sentences_are_named(home, name, read):
+    shutil.copy(COURSE / "data" / name, home / "data")
+    flip_a_byte(home / "data" / name)
+    with pytest.raises(ValueError, match=f"{name} is damaged.*git checkout -- data/{name}"):
+        read()
+    (home / "data" / name).unlink()
+    data._verify_once.cache_clear()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        read()
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

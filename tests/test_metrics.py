@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy import linalg, optimize
 
-from course_lib.metrics import features, frechet, mmd2, relative_l2, sliced_wasserstein
+from course_lib.metrics import features, frechet, kernel_distance, mmd2, relative_l2, sliced_wasserstein
 
-TWO_SAMPLE = [sliced_wasserstein, mmd2, frechet]
+TWO_SAMPLE = [sliced_wasserstein, mmd2, kernel_distance, frechet]
 every_distance = pytest.mark.parametrize("distance", TWO_SAMPLE, ids=lambda distance: distance.__name__)
 
 
@@ -20,7 +20,7 @@ def test_a_distance_is_symmetric_and_zero_to_itself(distance, generator):
     y = normal(200, 3, generator=generator, mean=1.0)
     assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-9)
     assert distance(x, y) > 2 * abs(distance(x, same))
-    if distance is not mmd2:  # the unbiased estimate of x against itself is below zero
+    if distance not in (mmd2, kernel_distance):  # the unbiased estimate of x against itself is below zero
         assert distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
@@ -92,6 +92,39 @@ def test_mmd2_of_two_gaussians_has_a_closed_form(generator):
                            for _ in range(50)])
     assert abs(values.mean() - exact) < 4 * values.std() / 50**0.5
     assert values.std() / 50**0.5 < exact / 20
+
+
+# ---------------------------------------------------------------------------------------------- kernel distance
+def test_kernel_distance_agrees_with_the_sums_over_pairs(generator):
+    x, y = normal(7, 3, generator=generator), normal(5, 3, generator=generator, mean=0.5)
+
+    def k(a, b):
+        return (sum(p * q for p, q in zip(a.tolist(), b.tolist())) / 3 + 1) ** 3
+
+    def among(z):
+        return sum(k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j) / (len(z) * (len(z) - 1))
+
+    exact = among(x) + among(y) - 2 * sum(k(a, b) for a in x for b in y) / (len(x) * len(y))
+    assert kernel_distance(x, y) == pytest.approx(exact, rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased_around_zero_at_any_size(generator):
+    for n, m in ((5, 8), (40, 60)):
+        values = torch.tensor([kernel_distance(normal(n, 4, generator=generator), normal(m, 4, generator=generator))
+                               for _ in range(400)])
+        assert abs(values.mean()) < 4 * values.std() / 20 and bool((values < 0).any())
+
+
+def test_kernel_distance_of_two_gaussians_has_a_closed_form(generator):
+    """In one dimension with x.y = u v: E (u v + 1)^3 = E u^3 E v^3 + 3 E u^2 E v^2 + 3 E u E v + 1."""
+    def moments(mean, std):
+        return torch.tensor([1.0, mean, mean**2 + std**2, mean**3 + 3 * mean * std**2], dtype=torch.float64)
+
+    exact = (torch.tensor([1, 3, 3, 1]) * (moments(0, 1) - moments(0.5, 0.7)).square()).sum().item()
+    values = torch.tensor([kernel_distance(normal(300, 1, generator=generator),
+                                           normal(300, 1, generator=generator, mean=0.5, std=0.7)) for _ in range(100)])
+    assert abs(values.mean() - exact) < 4 * values.std() / 10
+    assert values.std() / 10 < exact / 10
 
 
 # ---------------------------------------------------------------------------------------------- Frechet

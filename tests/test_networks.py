@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from course_lib.denoiser import EDM, X0, Eps, FlowVelocity, Preconditioned, V
-from course_lib.networks import MLP, Classifier, DiT, NoiseEmbedding, UNet, zeroed
+from course_lib import data
+from course_lib.denoiser import EDM, X0, Eps, FlowVelocity, Preconditioned, V, guided
+from course_lib.networks import MLP, Captions, Classifier, ColourFeatures, DiT, NoiseEmbedding, UNet, zeroed
 from course_lib.schedules import CosineVP
 
 CLASSES, B = 3, 4
@@ -204,3 +205,97 @@ def test_a_network_says_how_many_numbers_it_is_told(told, given, generator):
     numbers = torch.zeros(B, given) if given else None
     with pytest.raises(ValueError, match=f"numbers: this network is told {told} besides the noise level, got {given}"):
         MLP(numbers=told)(torch.zeros(B, 2), torch.zeros(B), None, numbers)
+
+
+# ---------------------------------------------------------------------------------------------- captions
+@pytest.fixture
+def captioned(generator):
+    """A DiT on 8x8 latents of two channels that reads captions of three words out of ten; all its weights are stirred."""
+    torch.manual_seed(0)
+    vectors = torch.randn(10, 6, generator=generator)
+    network = DiT(channels=2, size=8, patch=2, width=16, depth=2, heads=2, captions=Captions(vectors, 3, 16))
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return network
+
+
+def test_no_caption_is_the_caption_without_words(captioned, generator):
+    x, c_noise = torch.randn(4, 2, 8, 8, generator=generator), torch.zeros(4)
+    assert torch.equal(captioned(x, c_noise), captioned(x, c_noise, torch.full((4, 3), -1)))
+
+
+def test_words_and_their_order_matter_and_each_row_has_its_own(captioned, generator):
+    x, c_noise = torch.randn(1, 2, 8, 8, generator=generator).expand(4, 2, 8, 8), torch.zeros(4)
+    cond = torch.tensor([[1, 2, -1], [2, 1, -1], [1, 3, -1], [1, 2, 4]])
+    said = captioned(x, c_noise, cond)
+    assert min((said[i] - said[j]).abs().max() for i in range(4) for j in range(i)) > 1e-4
+    torch.testing.assert_close(captioned(x[:1], c_noise[:1], cond[2:3]), said[2:3])
+
+
+def test_the_place_of_no_word_hides_its_vector(captioned, generator):
+    """A place without a word must not read the vocabulary's first word, to which its -1 is clamped."""
+    x, c_noise, cond = torch.randn(1, 2, 8, 8, generator=generator), torch.zeros(1), torch.tensor([[5, -1, -1]])
+    before = captioned(x, c_noise, cond)
+    captioned.captions.vectors[0] += 1
+    assert torch.equal(captioned(x, c_noise, cond), before)
+    assert not torch.equal(captioned(x, c_noise, torch.tensor([[5, 0, -1]])), before)
+
+
+def test_word_vectors_are_not_stored_with_the_weights(captioned):
+    assert not any("vectors" in key for key in captioned.state_dict())
+
+
+@pytest.mark.parametrize(("cond", "message"), [
+    (torch.zeros(4, 2, dtype=torch.long), r"word numbers \(4, 3\), got \(4, 2\)"),
+    (torch.zeros(4, 3), r"word numbers \(4, 3\), got \(4, 3\) torch.float32"),
+    (torch.full((4, 3), 10), r"words in -1..9, got 10..10"),
+], ids=["length", "kind", "range"])
+def test_captions_that_are_none_are_refused(captioned, cond, message, generator):
+    with pytest.raises(ValueError, match=f"cond: expected {message}"):
+        captioned(torch.randn(4, 2, 8, 8, generator=generator), torch.zeros(4), cond)
+
+
+def test_guidance_takes_captions(captioned, generator):
+    D = Preconditioned(captioned, CosineVP(), V())
+    x, cond = torch.randn(2, 2, 8, 8, generator=generator), torch.tensor([[1, 2, -1], [3, -1, -1]])
+    c, u = D(x, 0.5, cond), D(x, 0.5)
+    torch.testing.assert_close(guided(D, 1.5)(x, 0.5, cond), c + 1.5 * (c - u), rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- features of colour images
+@pytest.fixture(scope="module")
+def colours():
+    network = ColourFeatures()
+    network.load_state_dict(data.colour_features())
+    return network.requires_grad_(False)
+
+
+def test_colour_features_have_a_row_an_image_that_depends_on_no_other(colours, generator):
+    x = 2 * torch.rand(3, 3, 64, 64, generator=generator) - 1
+    f = colours.features(x)
+    assert f.shape == (3, 192) and f.isfinite().all()
+    torch.testing.assert_close(colours.features(x[1:2]), f[1:2], rtol=1e-4, atol=1e-4)
+
+
+def test_colour_features_are_those_of_the_original(colours):
+    """EfficientNet-Lite0's own code gave these for a smooth picture; the weights in the file have 11 bits."""
+    row = torch.linspace(-1, 1, 64)
+    x = torch.stack([row[:, None] * row, row[:, None].expand(64, 64), row.expand(64, 64)])[None]
+    original = torch.tensor([1.2762, -3.0128, -4.5123, 0.1605, 0.6614, 1.3081]) / 4
+    torch.testing.assert_close(colours.features(x)[0, :6], original, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (1, 3, 32, 32), (3, 64, 64)])
+def test_colour_features_refuse_other_images(colours, shape):
+    with pytest.raises(ValueError, match=r"x: expected images \(B, 3, 64, 64\), got"):
+        colours.features(torch.zeros(shape))
+
+
+def test_colour_features_find_the_same_emoji_in_another_style(colours):
+    """Of 40 emoji the nearest in the other style is the right one for half or more; by chance it is one of 40."""
+    emoji = data.emoji("test")
+    f = torch.stack([colours.features(emoji.images[emoji.style == style][:40]) for style in range(4)])
+    f = torch.nn.functional.normalize(f - f.mean((0, 1)), dim=-1)
+    for one, other in [(0, 1), (0, 2), (1, 3), (2, 3)]:
+        found = (f[one] @ f[other].T).argmax(1)
+        assert (found == torch.arange(40)).float().mean() >= 0.5

@@ -17,12 +17,18 @@ every_recipe = pytest.mark.parametrize("name", recipes.RECIPES)
 
 @pytest.fixture
 def few_images(monkeypatch):
-    """Twenty images of noise in place of Fashion-MNIST."""
+    """Twenty images of noise in place of Fashion-MNIST, four in place of the emoji, and few starts on the ring."""
     def fashion_mnist(split="train", full=False):
         generator = torch.Generator().manual_seed(len(split))
         return torch.rand(20, 1, 28, 28, generator=generator) * 2 - 1, torch.arange(20) % 10
 
+    def emoji(split="train"):
+        images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(len(split))) * 2 - 1
+        return data.Emoji(images, torch.arange(4), torch.arange(4))
+
     monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
+    monkeypatch.setattr(data, "emoji", emoji)
+    monkeypatch.setattr(recipes, "path_error", partial(recipes.path_error, n=10))
     monkeypatch.setattr(recipes, "held_out_loss", partial(recipes.held_out_loss, n=8))
 
 
@@ -109,7 +115,7 @@ def test_verify_all_tells_sound_from_damaged(stored, monkeypatch):
 def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, few_images, tmp_path):
     path = recipes.train(name, device="cpu", steps=2, out=tmp_path)
     assert path == tmp_path / f"{name}.safetensors"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.safetensors", "manifest.json"], "the resume state goes"
+    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.safetensors", "manifest.json"}, "the resume state goes"
     entry = recipes.manifest(tmp_path)[name]
     assert entry["steps"] == 2 and entry["full_steps"] == recipes.RECIPES[name].steps
     assert entry["metrics"] and all(isinstance(v, float) for v in entry["metrics"].values())
@@ -133,6 +139,42 @@ def test_a_recipe_that_was_killed_goes_on_from_its_state(few_images, tmp_path, m
         recipes.train("fashion_classifier", "cpu", 4, tmp_path / "cut")
     monkeypatch.setattr(recipes, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
     assert recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut").read_bytes() == whole
+
+
+def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few_images, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="does not list fashion_classifier"):
+        recipes.train("fashion_classifier", "cpu", 2, tmp_path, further=True)
+    recipes.train("fashion_classifier", "cpu", 2, tmp_path)
+    before, seconds = recipes.load("fashion_classifier", folder=tmp_path), recipes.manifest(tmp_path)["fashion_classifier"]
+    began = {}
+
+    def spy(loss, model, *rest, **run):
+        began.update(weights={k: v.clone() for k, v in model.state_dict().items()}, seed=run["seed"])
+        return Trained(model, [1.0], 60.0)
+
+    monkeypatch.setattr(recipes, "run_training", spy)
+    (tmp_path / "fashion_classifier.state.pt").touch()
+    recipes.train("fashion_classifier", "cpu", 3, tmp_path, further=True)
+    assert all(torch.equal(v, began["weights"][k]) for k, v in before.state_dict().items())
+    assert began["seed"] == 2, "other batches and other noise than before"
+    entry = recipes.manifest(tmp_path)["fashion_classifier"]
+    assert entry["steps"] == 5 and entry["train_seconds"] == seconds["train_seconds"] + 60
+
+
+@pytest.mark.parametrize("name", [name for name, function in recipes.RECIPES.items() if function.start])
+def test_a_recipe_with_a_start_begins_there(name, few_images, tmp_path, monkeypatch):
+    began = {}
+
+    def stop(loss, model, *_, **run):
+        began.update(getattr(model, "f", model).state_dict())
+        raise InterruptedError
+
+    monkeypatch.setattr(recipes, "run_training", stop)
+    with pytest.raises(InterruptedError):
+        recipes.train(name, "cpu", 2, tmp_path)
+    start = recipes.load(recipes.RECIPES[name].start).state_dict()
+    assert start and all(torch.equal(v, began[k]) for k, v in start.items())
+    assert all("hear" in k for k in began.keys() - start.keys()), "only what the start was not told is its own"
 
 
 # ---------------------------------------------------------------------------------------------- losses and measures
@@ -173,7 +215,7 @@ def test_labels_are_dropped_one_time_in_ten_and_times_stay_in_range(generator):
     teacher = recipes.known("fashion_teacher").build()
     model = Preconditioned(Ask(), teacher.schedule, teacher.parameterisation)
     n = 4000
-    recipes.labelled_denoising_loss(model, torch.zeros(n, 1, 2, 2), torch.full((n,), 3), generator)
+    recipes.diffusion_loss(model, torch.zeros(n, 1, 2, 2), torch.full((n,), 3), generator)
     (c_noise, cond), = asked
     assert set(cond.tolist()) == {-1, 3}
     assert (cond == -1).float().mean().item() == pytest.approx(0.1, abs=5 * (0.09 / n) ** 0.5)

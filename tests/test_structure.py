@@ -33,7 +33,7 @@ ALLOWED = {
     "consistency": DISTILLATION,
     "adversarial": DISTILLATION,
     "autoencoders": {"networks"},
-    "text": {"networks"},
+    "text": {"networks", "data", "autoencoders"},
     "diffusers_bridge": {"schedules", "denoiser"},
     "training": {"files"},
     "data": {"files"},
@@ -114,5 +114,5 @@ def test_importing_the_package_is_free():
 
 
 def test_the_library_can_be_read_through():
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
-    assert lines <= 3600, f"course_lib has {lines} lines outside classroom/, about 3,500 are wanted"
+    lines = sum(bool(line.strip()) for path in PACKAGE.glob("*.py") for line in path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 3500, f"course_lib has {lines} lines outside classroom/, blank ones aside; at most 3,500 are wanted"

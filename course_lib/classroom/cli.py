@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device")
     train.add_argument("--steps", type=int)
     train.add_argument("--out", type=Path)
+    train.add_argument("--further", action="store_true", default=None, help="begin with the weights that are there")
     measure = command(_measure, "measure rows of the ledger; without a name, list what can be measured")
     measure.add_argument("name", nargs="?")
     measure.add_argument("--device")
@@ -132,7 +133,7 @@ def _train(options, root) -> int:
     recipes = importlib.import_module("course_lib.recipes")
     if options.name is None:
         return _listed(recipes.RECIPES)
-    recipes.train(options.name, **_given(options, "device", "steps", "out"))
+    recipes.train(options.name, **_given(options, "device", "steps", "out", "further"))
     return 0
 
 
