@@ -6,7 +6,9 @@ data/checkpoints/NAME.safetensors as fp16; manifest.json beside them says how ea
 before a file is used.
 """
 
+import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +18,12 @@ import torch.nn.functional as nf
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from . import data, files
+from . import data, files, text
 from .autoencoders import Autoencoder, KLAutoencoder, encode_all, fit_scale, kl_loss
 from .consistency import Trainee, closing, continuous_loss, path_loss, training_loss
-from .denoiser import Preconditioned, Student, V
+from .denoiser import Preconditioned, Student, V, per_row
 from .fast_samplers import dpm_solver_pp, midpoint
-from .networks import MLP, Classifier, UNet
+from .networks import MLP, Captions, Classifier, DiT, UNet
 from .progressive import guidance_loss, halving_loss, midpoint_target, two_step_target
 from .sampling import last, prior
 from .schedules import CosineVP, log_snr_uniform
@@ -33,11 +35,13 @@ from .training import train as run_training
 RECIPES: dict[str, Callable] = {}
 
 
-def recipe(build: Callable[[], nn.Module], steps: int, start: str | None = None) -> Callable:
-    """Register a recipe under its function's name, with the model it trains, its full number of steps and its start."""
+def recipe(build: Callable[[], nn.Module], steps: int, start: str | None = None, int8: bool = False) -> Callable:
+    """Register a recipe under its function's name, with the model it trains, its full number of steps and its start.
 
+    int8: for a large model, whose file then is half as long (see `packed`).
+    """
     def register(function: Callable) -> Callable:
-        function.build, function.steps, function.start = build, steps, start
+        function.build, function.steps, function.start, function.int8 = build, steps, start, int8
         RECIPES[function.__name__] = function
         return function
 
@@ -220,6 +224,106 @@ def reconstruction(model: Autoencoder, images: Tensor) -> dict[str, float]:
     return {name: -10 * (e.mean() / 4).log10().item() for name, e in (("psnr", error), ("psnr_drawn", error[drawn]))}
 
 
+def emoji_latents(split: str) -> Tensor:
+    """The pictures of a split as emoji_autoencoder encodes them, (N, 4, 16, 16); kept in data/cache after the first time.
+
+    The name of the kept file is made of the sums of weights and pictures: with others, another file.
+    """
+    pictures = (data.checksums()[f"emoji/{style}.webp"]["sha256"] for style in data.STYLES)
+    key = hashlib.sha256("".join([manifest()["emoji_autoencoder"]["sha256"], *pictures]).encode()).hexdigest()[:16]
+    path = data.ROOT / "data" / "cache" / f"emoji_latents_{split}_{key}.safetensors"
+    if not path.exists():
+        z = encode_all(load("emoji_autoencoder"), data.emoji(split).images).contiguous()
+        files.atomic_write(path, lambda file: file.write(save({"z": z})))
+    return load_file(path)["z"]
+
+
+def emoji_captions(pictures: data.Emoji, variants: int = 16) -> Tensor:
+    """Captions (N, variants, 12) for each picture: its name and style; then draws of name, a few keywords and style.
+
+    Name and keywords are left out one time in two, the style one time in five, so that a model knows them apart.
+    """
+    known, rng = data.emoji_captions(), random.Random(0)
+
+    def draw(name: str, keywords: tuple[str, ...], style: str) -> str:
+        chosen = rng.sample(keywords, min(len(keywords), rng.randint(1, 3)))
+        said = rng.choice(([name], chosen, [name, *chosen], chosen))
+        return " ".join([*said, *[style] * (rng.random() < 0.8)])
+
+    rows = []
+    for style, number in zip(pictures.style.tolist(), pictures.name.tolist()):
+        caption, word = known[number], data.STYLES[style]
+        drawn = [f"{caption.name} {word}", *(draw(caption.name, caption.keywords, word) for _ in range(variants - 1))]
+        rows.append(torch.stack([text.caption(each)[0] for each in drawn]))
+    return torch.stack(rows)
+
+
+def captioned_loss(model: Preconditioned, x0: Tensor, captions: Tensor, generator: torch.Generator) -> Tensor:
+    """Denoising loss with one of the captions (B, variants, 12) of each picture, drawn afresh every time."""
+    B, variants, _ = captions.shape
+    chosen = torch.randint(variants, (B,), generator=generator, device=x0.device)
+    return diffusion_loss(model, x0, captions[torch.arange(B, device=x0.device), chosen], generator)
+
+
+def emoji_dit() -> DiT:
+    """The network of the text-to-image models: 64 tokens of 2x2 latents beside the words of a caption."""
+    captions = Captions(data.words().vectors, text.LENGTH, width=160)
+    return DiT(channels=4, size=16, patch=2, width=160, depth=6, heads=5, captions=captions)
+
+
+@recipe(build=lambda: Preconditioned(emoji_dit(), CosineVP(), V()), steps=100_000, int8=True)
+def emoji_latent_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Text to image: a caption to the latents of an emoji; captions are dropped one time in ten, for guidance."""
+    latents, captions = emoji_latents("train"), emoji_captions(data.emoji("train"))
+    trained = run_training(captioned_loss, model, [latents, captions], batch=64, lr=6e-4, ema=0.999, device=device, **run)
+    return trained, test_loss(captioned_loss, trained.model, [emoji_latents("pairs"), emoji_captions(data.emoji("pairs"))])
+
+
+# ---------------------------------------------------------------------------------------------- sentences
+@recipe(build=lambda: text.SentenceAutoencoder(text.vocabulary().vectors), steps=4000)
+def sentence_autoencoder(model: text.SentenceAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
+    """Sentences of up to sixteen words to 4x4 latents and back."""
+    numbers = text.tokens(data.sentences("train"))
+    trained = run_training(text.sentence_loss(), model, [numbers], batch=64, lr=2e-3, ema=0.998, device=device, **run)
+    fit_scale(trained.model, numbers)
+    return trained, words_right(trained.model, text.tokens(data.sentences("test")))
+
+
+@torch.no_grad()
+def words_right(model: text.SentenceAutoencoder, numbers: Tensor, noise: float = 0.5) -> dict[str, float]:
+    """Shares of words and of whole sentences (N, 16) that come back, from latents as they are and from noisy ones."""
+    z = encode_all(model, numbers)
+    disturbed = z + noise * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    figures = {}
+    for name, latents in (("test", z), ("noisy", disturbed)):
+        guesses = model.words(latents.to(model.scale.device)).cpu()
+        figures[f"{name}_words"], figures[f"{name}_sentences"] = text.accuracy(guesses, numbers)
+    return figures
+
+
+@recipe(build=lambda: Preconditioned(DiT(channels=32, size=4, patch=1, width=192, depth=4), CosineVP(), V()), steps=30_000)
+def sentence_latent_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
+    """The diffusion model of sentences: sixteen latent vectors, without a condition."""
+    autoencoder = load("sentence_autoencoder", device)
+    latents, held_out = (encode_all(autoencoder, text.tokens(data.sentences(part))) for part in ("train", "test"))
+    trained = run_training(diffusion_loss, model, [latents], batch=64, lr=1e-3, ema=0.999, device=device, **run)
+    sampled, real = sample_sentences(trained.model, autoencoder, 500), data.sentences("train")
+    judge = text.NGrams(data.sentences("test"), len(text.vocabulary().words))
+    figures = test_loss(diffusion_loss, trained.model, [held_out]) | {"share_found": text.share_found(sampled, real)}
+    for name, some in (("sampled", sampled), ("real", real[:500])):     # a low perplexity of short sentences says nothing
+        figures |= {f"perplexity_{name}": judge.perplexity(some), f"length_{name}": text.mean_length(some)}
+    return trained, figures
+
+
+@torch.no_grad()
+def sample_sentences(D: Preconditioned, autoencoder: text.SentenceAutoencoder, n: int) -> list[str]:
+    """n sentences by 30 second-order steps, from a fixed seed."""
+    shape, device = (n, autoencoder.scale.shape[1], text.SIDE, text.SIDE), autoencoder.scale.device
+    x = prior(D, shape, torch.Generator().manual_seed(0)).to(device)
+    latents = last(dpm_solver_pp, D, x, log_snr_uniform(30, D.schedule)).x
+    return [text.sentence(row) for row in autoencoder.words(latents).cpu()]
+
+
 # ---------------------------------------------------------------------------------------------- files
 def checkpoints() -> Path:
     """The folder of the shipped weights."""
@@ -250,9 +354,25 @@ def load(name: str, device: torch.device | str | None = "cpu", folder: Path | No
         raise FileNotFoundError(f"{folder / 'manifest.json'} does not list {name}. To get it back: {advice}")
     path = folder / entries[name]["file"]
     files.verify(path, entries[name]["sha256"], advice)
-    model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    model.load_state_dict(unpacked(load_file(path)))
     # convolutions on a CPU run about a quarter faster with the channels last in memory; nothing else changes
     return model.to(device or default_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def packed(weights: dict[str, Tensor], int8: bool) -> dict[str, Tensor]:
+    """Weights as a file holds them: fp16, or matrices and kernels as int8 with one scale a row (an output of the layer)."""
+    halves = {k: v.half().contiguous().cpu() for k, v in weights.items()}
+    for k, v in weights.items() if int8 else ():
+        if v.ndim > 1:
+            scale = v.flatten(1).abs().amax(1).clamp(min=1e-12).cpu() / 127
+            halves |= {k: (v.cpu() / per_row(scale, v)).round().to(torch.int8).contiguous(), f"{k}:scale": scale}
+    return halves
+
+
+def unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a file, in float32."""
+    return {k: v.float() * (per_row(stored[f"{k}:scale"], v.float()) if f"{k}:scale" in stored else 1)
+            for k, v in stored.items() if not k.endswith(":scale")}
 
 
 def verify_all() -> list[tuple[str, bool, str]]:
@@ -296,7 +416,7 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
 def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, path: Path, before: dict | None = None) -> None:
     """Write fp16 weights, then the manifest that vouches for them; both atomically. before: the entry of what it began with."""
     before = before or {"steps": 0, "train_seconds": 0}
-    weights = {k: v.half().contiguous().cpu() for k, v in trained.model.state_dict().items()}
+    weights = packed(trained.model.state_dict(), RECIPES[name].int8)
     files.atomic_write(path, lambda file: file.write(save(weights)))
     parameter = next(trained.model.parameters())
     entry = {

@@ -26,6 +26,10 @@ def few_images(monkeypatch):
         images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(len(split))) * 2 - 1
         return data.Emoji(images, torch.arange(4), torch.arange(4))
 
+    def emoji_latents(split):
+        return torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(len(split)))
+
+    monkeypatch.setattr(recipes, "emoji_latents", emoji_latents)
     monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
     monkeypatch.setattr(data, "emoji", emoji)
     monkeypatch.setattr(recipes, "path_error", partial(recipes.path_error, n=10))
@@ -110,6 +114,48 @@ def test_verify_all_tells_sound_from_damaged(stored, monkeypatch):
     assert name == "fashion_classifier" and not sound and "is damaged" in what
 
 
+def test_weights_in_eight_bits_are_right_to_half_a_step_of_their_row(generator):
+    weights = {"kernel": torch.randn(6, 3, 3, 3, generator=generator) * torch.logspace(-3, 1, 6)[:, None, None, None],
+               "silent": torch.zeros(4, 5), "bias": torch.randn(6, generator=generator)}
+    stored = recipes.packed(weights, int8=True)
+    assert {k: v.dtype for k, v in stored.items() if ":" not in k} == {
+        "kernel": torch.int8, "silent": torch.int8, "bias": torch.float16}
+    back = recipes.unpacked(stored)
+    assert back.keys() == weights.keys() and torch.equal(back["silent"], weights["silent"])
+    step = weights["kernel"].flatten(1).abs().amax(1) / 127
+    assert bool(((back["kernel"] - weights["kernel"]).abs().flatten(1).amax(1) <= step / 2 + 1e-7).all())
+
+
+# ---------------------------------------------------------------------------------------------- emoji
+def test_captions_begin_with_name_and_style_and_stay_within_what_is_said_of_the_emoji():
+    pictures = data.Emoji(torch.zeros(3, 3, 64, 64), torch.tensor([0, 3, 1]), torch.tensor([0, 5, 9]))
+    rows, words, known = recipes.emoji_captions(pictures, variants=40), data.words().words, data.emoji_captions()
+    assert rows.shape == (3, 40, 12)
+    for row, style, number in zip(rows, pictures.style, pictures.name):
+        said = [" ".join(words[k] for k in caption.tolist() if k >= 0) for caption in row]
+        assert said[0].endswith(f" {data.STYLES[style]}")
+        allowed = set(" ".join([known[number].name, *known[number].keywords, data.STYLES[style]]).replace("-", " ").split())
+        with_style = sum(data.STYLES[style] in caption.split() for caption in said)
+        assert 20 < with_style < 40 and all(said) and len(set(said)) > 10
+        assert {word for caption in said for word in caption.split()} <= allowed
+
+
+def test_latents_are_kept_for_these_weights_and_pictures_alone(monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    model, calls = recipes.known("emoji_autoencoder").build().eval(), []
+    sums = {f"emoji/{style}.webp": {"sha256": "a"} for style in data.STYLES}
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "checksums", lambda: sums)
+    monkeypatch.setattr(data, "emoji", lambda split: data.Emoji(torch.zeros(2, 3, 64, 64), torch.zeros(2), torch.zeros(2)))
+    monkeypatch.setattr(recipes, "load", lambda name: calls.append(name) or model)
+    monkeypatch.setattr(recipes, "manifest", lambda: {"emoji_autoencoder": {"sha256": "b"}})
+    first = recipes.emoji_latents("test")
+    assert first.shape == (2, 4, 16, 16) and torch.equal(recipes.emoji_latents("test"), first) and len(calls) == 1
+    sums["emoji/3d.webp"]["sha256"] = "c"
+    recipes.emoji_latents("test")
+    assert len(calls) == 2, "other pictures, so other latents"
+
+
 # ---------------------------------------------------------------------------------------------- train
 @every_recipe
 def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, few_images, tmp_path):
@@ -120,7 +166,9 @@ def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, fe
     assert entry["steps"] == 2 and entry["full_steps"] == recipes.RECIPES[name].steps
     assert entry["metrics"] and all(isinstance(v, float) for v in entry["metrics"].values())
     loaded, stored = recipes.load(name, folder=tmp_path), load_file(path)
-    assert all(v.dtype == torch.float16 and torch.equal(v.float(), loaded.state_dict()[k]) for k, v in stored.items())
+    for k, v in recipes.unpacked(stored).items():
+        assert torch.equal(v, loaded.state_dict()[k])
+        assert stored[k].dtype == (torch.int8 if recipes.RECIPES[name].int8 and v.ndim > 1 else torch.float16)
 
 
 def test_a_recipe_repeats_itself_byte_for_byte(few_images, tmp_path):
