@@ -5,9 +5,9 @@ import csv
 import pytest
 import torch
 
-from course_lib import data, ledger, recipes
+from course_lib import data, ledger, recipes, text
 from course_lib.classroom import measure
-from course_lib.classroom.measure import parallel_runs, quality, solver_errors
+from course_lib.classroom.measure import emoji_runs, parallel_runs, quality, solver_errors
 from course_lib.denoiser import X0, Preconditioned, Student
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import fold
@@ -167,3 +167,67 @@ def test_devices_writes_what_a_cost_model_needs(small_course, monkeypatch):
         assert set(runs) == {(world, batch) for world in (1, 2) for batch in batches}
         assert all(runs[1, batch] == runs[2, batch] for batch in batches)                # the same sweeps, on one or on two
         assert {r.what for r in rows if r.model == model} == {"evaluation", "exchange", "sequential", "picard"}
+
+
+# ---------------------------------------------------------------------------------------------- emoji
+@pytest.fixture
+def small_emoji(tmp_path, monkeypatch):
+    """Untrained models of emoji, six pictures of the first five emoji, and a ledger of its own."""
+    ledger_file = tmp_path / "ledger" / "data" / "ledger.csv"
+    models = {name: recipes.known(name).build() for name in ("emoji_autoencoder", "emoji_latent_teacher")}
+    images = 2 * torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 1
+    pictures = data.Emoji(images, torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0, 1, 2, 3, 4, 4]))
+    ledger_file.parent.mkdir(parents=True)
+    known, words, weights = data.emoji_captions(), data.words(), data.colour_features()
+    monkeypatch.setattr(data, "emoji_captions", lambda: known)
+    monkeypatch.setattr(data, "words", lambda: words)
+    monkeypatch.setattr(data, "colour_features", lambda: weights)
+    monkeypatch.setattr(data, "emoji", lambda split: pictures)
+    monkeypatch.setattr(data, "ROOT", ledger_file.parent.parent)
+    monkeypatch.setattr(recipes, "load", lambda name, device="cpu": models[name].eval())
+    monkeypatch.setattr(emoji_runs, "_training_steps", lambda device: ())
+    monkeypatch.setattr(emoji_runs, "STEPS", 2)
+    monkeypatch.setattr(emoji_runs, "SYNONYMS", {"sofa": "couch and lamp"})
+    return ledger_file
+
+
+def test_latent_records_round_trip_retrieval_and_copies_with_their_floors(small_emoji):
+    rows = measure.MEASUREMENTS["latent"](device="cpu", samples=4, seeds=2)
+    assert len(ledger.read(small_emoji)) == len(rows)
+    found = {(row.method, row.metric) for row in rows}
+    assert found == {("emoji_autoencoder", metric) for metric in ("psnr", "psnr_drawn", "latent_std_off")} | {
+        (f"text_to_image_{asked}", f"rank_{k}") for asked in ("seen", "pairs", "synonyms") for k in (1, 10)} | {
+        ("text_to_image_seen", metric) for metric in ("kernel_distance", "near_copies")}
+    by = {(row.method, row.metric): row for row in rows}
+    assert by["text_to_image_seen", "rank_1"].floor == 1 / 5, "five names: by chance one in five is right"
+    assert by["text_to_image_seen", "rank_10"].value == 1, "there are fewer than ten names"
+    assert all(0 <= row.value <= 1 for row in rows if row.metric.startswith("rank"))
+
+
+def test_a_rank_counts_the_names_with_a_nearer_picture():
+    real, names = torch.tensor([[0.0], [1.0], [2.0], [5.0], [0.4]]), torch.tensor([7, 3, 3, 1, 7])
+    drawn = torch.tensor([[0.1], [1.6], [4.9], [0.75]])
+    assert emoji_runs.ranks(drawn, torch.tensor([7, 7, 7, 3]), real, names).tolist() == [0, 1, 2, 0]
+
+
+def test_synonyms_are_words_that_no_caption_says_of_emoji_that_are_trained_on():
+    said = set(text.split(" ".join(" ".join([caption.name, *caption.keywords]) for caption in data.emoji_captions())))
+    held_out = {caption.name: caption.held_out for caption in data.emoji_captions()}
+    for word, name in emoji_runs.SYNONYMS.items():
+        assert word not in said and word in data.words().words and held_out[name] != "all"
+
+
+def test_what_a_training_step_holds_is_counted_once():
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(1000, 1000, bias=False), torch.nn.Linear(1000, 1000, bias=False)
+
+        def forward(self, x, c_noise, cond=None):
+            return self.b(self.a(x).tanh())
+
+    model = Preconditioned(Linear(), CosineVP(), X0())
+    seconds, held = emoji_runs.training_step_cost(model, (64, 1000), steps=2)
+    weights, row = 4 * 2 * 1000 * 1000 * 4 / 2**20, 64 * 1000 * 4 / 2**20
+    assert seconds > 0
+    assert weights + 2 * row <= held <= weights + 8 * row, "four times the weights, and a few states of the batch"
