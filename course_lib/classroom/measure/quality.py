@@ -196,8 +196,8 @@ def distillation(device: torch.device, samples: int, seeds: int) -> Iterable[Row
         weights = f"fashion_progressive_{n}"
         runs.append(Run("progressive", told(recipes.load(weights, device), w), by_step(ddim), grid(n), w, weights))
         runs.append(Run("guided_student_ddim", told(student, w), by_step(ddim), grid(n), w, "fashion_guided_student"))
-    f, halfway = told(recipes.load("fashion_consistency", device), w), schedule.t_max / 2
-    for ts in (grid(1), torch.tensor([schedule.t_max, halfway, 0.0], dtype=torch.float64), grid(4)):
+    f, between = told(recipes.load("fashion_consistency", device), w), 0.75 * schedule.t_max
+    for ts in (grid(1), torch.tensor([schedule.t_max, between, 0.0], dtype=torch.float64), grid(4)):
         runs.append(Run("consistency", f, by_step(consistency_step), ts, w, "fashion_consistency"))
     runs.append(Run("guided_student", told(student, w), by_solver, log_snr_to_zero(30, schedule), w, "fashion_guided_student"))
     return _fashion_rows(device, samples, seeds, runs)
