@@ -957,7 +957,7 @@ plt.show()
 #
 # The dotted line with diamonds is the first attempt, in pairs of adjacent times: its second step made things *worse*. Section
 # 6 has told us where to look, at low noise, where nothing covers an error any more. The solid one, learnt from whole paths,
-# has a second step that pays, and a fourth. **How far from the end of the path is the answer of $f$ for real
+# has a second step that pays; what a fourth adds is within the bars. **How far from the end of the path is the answer of $f$ for real
 # pictures, and how far is the guess of its teacher's denoiser?** Three of the times below are on the grid of eight
 # on which $f$ has learnt; one lies between the first two of them.
 
