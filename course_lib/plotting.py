@@ -139,16 +139,3 @@ def shaded(log_prob: Callable[[Tensor], Tensor], extent: float = 2.5, ax: Axes |
     ax = density(log_prob, extent, ax, title, n)
     ax.images[-1].set(cmap=plt.get_cmap("Greys", shades), interpolation="nearest")
     return ax
-
-
-def colour_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
-    """One labelled row of colour images (N, 3, H, W) in [-1, 1] per entry."""
-    columns = max(map(len, rows))
-    side = max(0.62, 5 / columns)
-    fig, axes = plt.subplots(len(rows), 1, figsize=(side * columns + 1.2, side * len(rows) + 0.2), squeeze=False)
-    for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
-        strip = torch.cat(list(images.detach().cpu().float().clamp(-1, 1)), 2)                   # (3, H, N W)
-        ax.imshow((strip.permute(1, 2, 0).numpy() + 1) / 2, interpolation="nearest")
-        _bare(ax).set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
-    fig.suptitle(title, fontsize=10)
-    return fig

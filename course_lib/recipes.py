@@ -2,8 +2,8 @@
 
 A recipe is a function (model, steps, device, checkpoint, seed) -> (Trained, metrics) with a `build` that makes the untrained
 model and, where it begins with the weights of another recipe, that one's name as `start`. Weights lie in
-data/checkpoints/NAME.safetensors as fp16; manifest.json beside them says how each came to be, and its check sum is verified
-before a file is used.
+data/checkpoints/NAME.safetensors as fp16 or int8; manifest.json beside them says how each came to be, and its check sum is
+verified before a file is used.
 """
 
 import hashlib

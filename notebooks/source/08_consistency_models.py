@@ -619,8 +619,8 @@ assert my_rate(f, x, t, slope).abs().max() < 1e-10                              
 # library; Lu and Song, 2024). The slope $v$ comes from
 # a teacher or, as in section 4, from the line: $\alpha'x_0+\sigma'\varepsilon$, whose mean it is. In practice the
 # derivative is delicate. A network that hears the time through fast waves has wild derivatives, so the noise
-# embedding must be slow (our `fastest=8.0`), the rate is normalised, and half precision is out. It is the slowest of the
-# trainings here, and on the ring the best: **what does one step of its result give, with the exact slope as its
+# embedding must be slow (our `fastest=8.0`), the rate is normalised, and half precision is out. So this student, too, was
+# trained beforehand: **what does one step of its result give, with the exact slope as its
 # teacher?** (`course train ring_continuous` trains it anew.)
 
 # %%
@@ -628,8 +628,8 @@ continuous = shipped_student("ring_continuous")
 judge("distilled, live", shot, 1)
 
 # %% [markdown]
-# No grid, no gap, and the smallest error of one step in this chapter, for by far the longest training. Section 7 uses the
-# same derivative for something larger.
+# No grid, no gap, and the smallest error of one step on the ring, for the longest training there; both are one run. Section 7
+# uses the same derivative for something larger.
 
 # %% [markdown]
 # ## 6 · More than one step
@@ -847,10 +847,9 @@ plt.show()
 # ## 8 · Pictures
 #
 # On Fashion-MNIST the course ships weights of a consistency function $f$. Its teacher is chapter 06's guided student, whose
-# paths are well solved by eight steps of `midpoint`, sixteen evaluations. A first attempt learnt like section 3's, in pairs
-# of adjacent times, and the knowledge had to travel from the data through every interval: it made pictures, but near
-# the data it stayed worse than its teacher's denoiser, and a second step hurt. With whole paths as cheap as these one can
-# take the definition (8.1) itself for a loss: solve a path, and tell $f$ its end from each of the eight states on the
+# paths we solve by eight steps of `midpoint`, sixteen evaluations. A first attempt learnt like section 3's, in pairs of
+# adjacent times, and the knowledge had to travel from the data through every interval: it made pictures, but its second
+# step made them worse, as the ledger's figure below shows. With whole paths as cheap as these one can take the definition (8.1) itself for a loss: solve a path, and tell $f$ its end from each of the eight states on the
 # way (`path_loss` in the library; for the starts alone it is the *knowledge distillation* of Luhman and Luhman, 2021). No
 # copy, no travelling, no error that is handed on; every pair costs two evaluations of the teacher, as in section 3.
 # The student starts as chapter 07's student of one step, which is right for the pure noise only.
@@ -979,9 +978,8 @@ for name, part in (("pure noise", 1), ("between the grid's", 15 / 16), ("half wa
         schedule.t_max * part, name + ":", *far_off(schedule.t_max * part)))
 
 # %% [markdown]
-# At every time of its grid $f$ is the better answer, by far at high noise and still near the data, where a second step
-# ends. Between the first two times of the grid it is worse than at either side: there it was never asked, and the
-# paths bend most. Who wants $f$ at any time must draw the grid afresh for every path; ours needs its eight times only. The
+# At these three times of its grid $f$ is the better answer, by far at high noise and still near the data, where further
+# steps end. Between the first two times of the grid it is worse than at pure noise: there it was never asked. Who wants $f$ at any time must draw the grid afresh for every path; ours needs its eight times only. The
 # halved students do without: each was made for its own steps, and adds no noise in between.
 
 # %% [markdown]
