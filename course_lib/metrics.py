@@ -29,27 +29,17 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64, seed: int = 0
     return ((x @ v).sort(0).values - (y @ v).sort(0).values).square().mean().sqrt().item()
 
 
-def mmd2(x: Tensor, y: Tensor, bandwidth: float = 0.5) -> float:
-    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, eq. 3); may be negative."""
+def kernel_distance(x: Tensor, y: Tensor) -> float:
+    """Squared maximum mean discrepancy of features x (N, d), y (M, d) with the kernel (x.y / d + 1)^3 (Gretton et al. 2012,
+    eq. 3; Binkowski et al. 2018); may be negative.
+
+    It is unbiased: unlike the Frechet distance it may be compared between any N, and few samples cost spread alone.
+    """
     x, y = _flat_pair(x, y)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (-torch.cdist(a, b).square() / (2 * bandwidth**2)).exp()
+        return (a @ b.T / x.shape[1] + 1) ** 3
 
-    return _unbiased_mmd2(kernel, x, y)
-
-
-def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """The same of features x (N, d), y (M, d) with the kernel (x.y / d + 1)^3; may be negative.
-
-    The form of Binkowski et al. 2018 on whatever features are passed. It is unbiased: unlike the Frechet distance it may be
-    compared between any N, and few samples cost spread alone.
-    """
-    x, y = _flat_pair(x, y)
-    return _unbiased_mmd2(lambda a, b: (a @ b.T / x.shape[1] + 1) ** 3, x, y)
-
-
-def _unbiased_mmd2(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
     def among(z: Tensor) -> Tensor:                                          # the mean over pairs of two different samples
         k = kernel(z, z)
         return (k.sum() - k.trace()) / (len(z) * (len(z) - 1))

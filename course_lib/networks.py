@@ -170,6 +170,21 @@ class UNet(nn.Module):
         return nf.pixel_shuffle(self.out(nf.silu(self.norm(h))), self.patch)
 
 
+class Upscaler(nn.Module):
+    """A U-Net that sees a small image cond (B, channels, h, w), enlarged, beside its x (B, channels, H, W): the second model
+    of a cascade (Ho et al. 2022). form: that of `UNet`."""
+
+    def __init__(self, channels: int = 3, **form):
+        super().__init__()
+        self.unet = UNet(2 * channels, **form)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
+        if cond is None or cond.ndim != 4 or cond.shape[:2] != x.shape[:2]:
+            raise ValueError(f"cond: expected small images {(*x.shape[:2], 'h', 'w')}, got {getattr(cond, 'shape', None)}")
+        enlarged = nf.interpolate(cond, x.shape[2:], mode="bilinear", align_corners=False)
+        return self.unet(torch.cat([x, enlarged], 1), c_noise)[:, :x.shape[1]]
+
+
 # ---------------------------------------------------------------------------------------------- DiT
 class DiTBlock(nn.Module):
     """Attention and MLP, each scaled, shifted and gated by the embedding; gates start at zero (Peebles & Xie 2023)."""
@@ -179,7 +194,7 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.modulation = zeroed(nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:

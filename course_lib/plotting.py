@@ -57,14 +57,14 @@ def density(log_prob: Callable[[Tensor], Tensor], extent: float = 2.5, ax: Axes 
     return _bare(ax, extent, title)
 
 
-def scatter(x: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str = "", color: str = ESTIMATE,
+def scatter(x: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str = "", color: str | Sequence = ESTIMATE,
             size: float = 2.0, label: str | None = None) -> Axes:
-    """Samples (N, 2) as dots; the number outside the frame is written down rather than dropped in silence."""
+    """Samples (N, 2) as dots of one colour, or each its own; how many are outside the frame is written down, not dropped."""
     ax = _axes(ax)
     ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
     outside = int((x.abs() > extent).any(1).sum())
     if outside:
-        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=7, color=color)
+        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=7)
     return _bare(ax, extent, title)
 
 
@@ -89,18 +89,18 @@ def paths(states: Tensor, ax: Axes | None = None, extent: float = 2.5, title: st
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
-    """Grey images (N, 1, H, W) in [-1, 1] as one array of rows of `columns`, with a one-pixel gap."""
-    N, _, H, W = images.shape
-    rows = -(-N // columns)
-    sheet = np.zeros((rows * (H + 1) - 1, columns * (W + 1) - 1), dtype=np.float32)
-    for i, image in enumerate(images.detach().cpu().float().clamp(-1, 1)[:, 0].numpy()):
+    """Images (N, C, H, W) in [-1, 1], grey or in colour, as one array of rows of `columns`, with a one-pixel gap."""
+    N, C, H, W = images.shape
+    rows, paper = -(-N // columns), float(C > 1)                                  # grey ones are drawn dark on light
+    sheet = np.full((rows * (H + 1) - 1, columns * (W + 1) - 1, C), paper, dtype=np.float32)
+    for i, image in enumerate(images.detach().cpu().float().clamp(-1, 1).movedim(1, -1).numpy()):
         r, c = divmod(i, columns)
         sheet[r * (H + 1):r * (H + 1) + H, c * (W + 1):c * (W + 1) + W] = (image + 1) / 2
-    return sheet
+    return sheet.squeeze(-1) if C == 1 else sheet
 
 
 def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: str = "") -> Axes:
-    """Grey images (N, 1, H, W) in [-1, 1] side by side, dark on light."""
+    """Images (N, C, H, W) in [-1, 1] side by side: in colour, or, with one channel, dark on light."""
     rows = -(-len(images) // columns)
     side = max(0.62, 5 / columns)                                                 # inches an image: few are drawn larger
     ax = ax or plt.subplots(figsize=(side * columns, side * rows + 0.3))[1]
@@ -109,7 +109,7 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
-    """One labelled row of grey images per entry: the same starts under different samplers, say."""
+    """One labelled row of images per entry: the same starts under different samplers, say."""
     columns = len(rows[0])
     side = max(0.72, 4.6 / columns)
     fig, axes = plt.subplots(len(rows), 1, figsize=(side * columns + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .denoiser import Denoiser, Preconditioned, Student, guided, per_row, told
@@ -90,12 +90,6 @@ def noisy(schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator)
     """x_t = alpha(t) x0 + sigma(t) eps with noise from the generator; t (B,)."""
     eps = torch.randn(x0.shape, generator=generator, device=x0.device)
     return per_row(schedule.alpha(t), x0) * x0 + per_row(schedule.sigma(t), x0) * eps
-
-
-def distill_guidance(teacher: Preconditioned, network: nn.Module, data: list[Tensor], largest: float, **training) -> Trained:
-    """A student of `network`, told one number, that starts as the teacher and learns all of its guided denoisers."""
-    student = Student.of(teacher, network)
-    return train(guidance_loss(teacher, largest), student, data, **training)
 
 
 def distill_steps(teacher: Preconditioned, data: list[Tensor], ts: Tensor, until: int = 1, largest: float | None = None,

@@ -112,22 +112,6 @@ def two_islands(separation: float = 4.0, std: float = 0.5, weight: float = 0.8) 
     return GaussianMixture([[-half, 0.0], [half, 0.0]], std, [weight, 1 - weight])
 
 
-def checkerboard(cells: int = 4, width: float = 4.0, std: float = 0.12, per_cell: int = 4) -> GaussianMixture:
-    """The dark squares of a board, each tiled by per_cell^2 Gaussians."""
-    size = width / cells
-    offsets = (torch.arange(per_cell, dtype=torch.float64) + 0.5) / per_cell * size
-    corners = [(i * size - width / 2, j * size - width / 2) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
-    tile = torch.cartesian_prod(offsets, offsets)
-    return GaussianMixture(torch.cat([tile + torch.tensor(c, dtype=torch.float64) for c in corners]), std)
-
-
-def two_moons(k: int = 24, std: float = 0.08) -> GaussianMixture:
-    """Two interleaved half circles, k Gaussians along each."""
-    angle = math.pi * (torch.arange(k, dtype=torch.float64) + 0.5) / k
-    upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
-    return GaussianMixture(1.3 * torch.cat([upper, -upper]), std)
-
-
 def spiral(k: int = 60, turns: float = 2.0, std: float = 0.07) -> GaussianMixture:
     """A spiral of k Gaussians, weighted so that the density along it is even."""
     u = ((torch.arange(k, dtype=torch.float64) + 0.5) / k).sqrt()

@@ -7,7 +7,7 @@ import torch
 
 from course_lib import data, ledger, recipes, text
 from course_lib.classroom import measure
-from course_lib.classroom.measure import emoji_runs, parallel_runs, quality, solver_errors
+from course_lib.classroom.measure import emoji_runs, latent_runs, parallel_runs, quality, solver_errors
 from course_lib.denoiser import X0, Preconditioned, Student
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import fold
@@ -195,7 +195,7 @@ def test_latent_records_round_trip_retrieval_and_copies_with_their_floors(small_
     rows = measure.MEASUREMENTS["latent"](device="cpu", samples=4, seeds=2)
     assert len(ledger.read(small_emoji)) == len(rows)
     found = {(row.method, row.metric) for row in rows}
-    assert found == {("emoji_autoencoder", metric) for metric in ("psnr", "psnr_drawn", "latent_std_off")} | {
+    assert found == {("emoji_autoencoder", metric) for metric in ("psnr", "psnr_drawn", "psnr_mean", "latent_std_off")} | {
         (f"text_to_image_{asked}", f"rank_{k}") for asked in ("seen", "pairs", "synonyms") for k in (1, 10)} | {
         ("text_to_image_seen", metric) for metric in ("kernel_distance", "near_copies")}
     by = {(row.method, row.metric): row for row in rows}
@@ -231,3 +231,26 @@ def test_what_a_training_step_holds_is_counted_once():
     weights, row = 4 * 2 * 1000 * 1000 * 4 / 2**20, 64 * 1000 * 4 / 2**20
     assert seconds > 0
     assert weights + 2 * row <= held <= weights + 8 * row, "four times the weights, and a few states of the batch"
+
+
+def test_the_race_gives_both_spaces_the_seconds_that_were_asked_for(small_emoji, monkeypatch):
+    monkeypatch.setattr(latent_runs, "BUDGETS", {"latent_diffusion": (1, 2), "pixel_diffusion": (3,)})
+    monkeypatch.setattr(latent_runs, "training_step_cost", lambda model, shape: (1.0, 0.0))
+    monkeypatch.setattr(latent_runs, "TRAINING", latent_runs.TRAINING | {"batch": 2})
+    monkeypatch.setattr(emoji_runs, "STEPS", 1)
+    monkeypatch.setattr(recipes, "emoji_captions", lambda pictures: torch.full((6, 2, 12), -1))
+    monkeypatch.setattr(recipes, "emoji_latents", lambda split: torch.randn(6, 4, 16, 16))
+    steps, train = [], latent_runs.train
+    monkeypatch.setattr(latent_runs, "train", lambda *a, **k: steps.append(k["steps"]) or train(*a, **k | {"batch": 2}))
+    rows = measure.MEASUREMENTS["latent_race"](device="cpu", samples=3, seeds=2)
+    assert [row.method for row in rows] == ["latent_diffusion"] * 2 + ["pixel_diffusion"] and steps == [1, 2, 3]
+    assert all(row.train_seconds > 0 and row.spread is not None for row in rows)
+
+
+def test_the_sweep_measures_reconstruction_and_both_priors(small_emoji, monkeypatch):
+    monkeypatch.setattr(latent_runs, "SWEEP", [(2, 0.1)])
+    monkeypatch.setattr(latent_runs, "TRAINING", latent_runs.TRAINING | {"steps": 2, "batch": 2})
+    rows = measure.MEASUREMENTS["latent_sweep"](device="cpu", samples=4, seeds=1)
+    name = "autoencoder, 2 channels, beta 0.1"
+    assert [(row.method, row.metric) for row in rows] == [
+        (name, "psnr"), (f"{name}, prior N(0, I)", "kernel_distance"), (f"{name}, diffusion prior", "kernel_distance")]

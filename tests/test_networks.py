@@ -5,7 +5,7 @@ import torch
 
 from course_lib import data
 from course_lib.denoiser import EDM, X0, Eps, FlowVelocity, Preconditioned, V, guided
-from course_lib.networks import MLP, Captions, Classifier, ColourFeatures, DiT, NoiseEmbedding, UNet, zeroed
+from course_lib.networks import MLP, Captions, Classifier, ColourFeatures, DiT, NoiseEmbedding, UNet, Upscaler, zeroed
 from course_lib.schedules import CosineVP
 
 CLASSES, B = 3, 4
@@ -299,3 +299,17 @@ def test_colour_features_find_the_same_emoji_in_another_style(colours):
     for one, other in [(0, 1), (0, 2), (1, 3), (2, 3)]:
         found = (f[one] @ f[other].T).argmax(1)
         assert (found == torch.arange(40)).float().mean() >= 0.5
+
+
+# ---------------------------------------------------------------------------------------------- upscaler
+def test_an_upscaler_sees_the_small_image_and_asks_for_it():
+    torch.manual_seed(0)
+    network = Upscaler(widths=(8, 16), depth=1, patch=4)
+    torch.nn.init.normal_(network.unet.out.weight)
+    x, c_noise, small = torch.randn(2, 3, 16, 16), torch.zeros(2), torch.randn(2, 3, 4, 4)
+    y = network(x, c_noise, small)
+    assert y.shape == x.shape
+    assert not torch.equal(network(x, c_noise, small.flip(3)), y)
+    for wrong in (None, small[:1], small[:, :2], torch.tensor([1, 2])):
+        with pytest.raises(ValueError, match="cond: expected small images"):
+            network(x, c_noise, wrong)

@@ -59,6 +59,7 @@ def test_a_scatter_shows_its_points_and_counts_those_outside():
     assert plotting.scatter(torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, -9.0]]), ax, extent=2.5, title="here") is drawn(ax)
     np.testing.assert_array_equal(offsets(ax.collections[0]), [[0, 1], [3, 0], [0, -9]])
     assert [text.get_text() for text in ax.texts] == ["2 outside"] and ax.get_title() == "here"
+    assert plotting.scatter(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), color=["red", "blue"]).texts, "a colour for each point"
     assert not plotting.scatter(torch.zeros(3, 2)).texts, "no note where nothing is outside"
 
 
@@ -92,6 +93,14 @@ def test_tiles_keep_order_value_and_gap():
     assert sheet.shape == (5, 7)
     assert (sheet[0:2, 0:3] == 0).all() and (sheet[0:2, 4:7] == 0.5).all() and (sheet[3:5, 0:3] == 0.75).all()
     assert not (sheet[2].any() or sheet[:, 3].any() or sheet[3:5, 4:7].any()), "gaps and spare places are as light as paper"
+
+
+def test_tiles_in_colour_lie_on_white_paper():
+    images = torch.stack([torch.full((3, 2, 2), v) for v in (-1.0, 0.5)])
+    images[1, 2] = -1.0
+    sheet = plotting.tile(images, columns=2)
+    assert sheet.shape == (2, 5, 3)
+    assert (sheet[:, :2] == 0).all() and (sheet[:, 2] == 1).all() and (sheet[:, 3:] == [0.75, 0.75, 0]).all()
 
 
 def test_tiles_clip_what_no_screen_can_show():

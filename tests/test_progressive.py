@@ -11,7 +11,6 @@ from course_lib.denoiser import Preconditioned, Student, V, guided, levels, scor
 from course_lib.fast_samplers import ddim, midpoint
 from course_lib.networks import MLP
 from course_lib.progressive import (
-    distill_guidance,
     distill_steps,
     guidance_loss,
     halving_loss,
@@ -244,8 +243,8 @@ def test_distilled_guidance_follows_the_teacher_at_every_weight():
     settings = {"batch": 256, "lr": 3e-3, "progress": False, "ema": 0.99}
     teacher = training.train(denoising, Preconditioned(MLP(width=48, depth=2, classes=2), schedule, V()), [x0, labels],
                              steps=300, **settings).model
-    student = distill_guidance(teacher, MLP(width=48, depth=2, classes=2, numbers=1), [x0, labels], 2.0, steps=300,
-                               **settings).model
+    student = Student.of(teacher, MLP(width=48, depth=2, classes=2, numbers=1))
+    student = training.train(guidance_loss(teacher, 2.0), student, [x0, labels], steps=300, **settings).model
     t = torch.linspace(0.1, 0.9, 500)
     x, cond = noisy(schedule, x0[:500], t, generator), labels[:500]
     for w in (0.5, 1.0, 1.5):

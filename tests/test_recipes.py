@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from course_lib import data, recipes
-from course_lib.denoiser import Preconditioned
+from course_lib.denoiser import Preconditioned, V
 from course_lib.networks import Classifier
+from course_lib.schedules import CosineVP
 from course_lib.training import Trained
 
 every_recipe = pytest.mark.parametrize("name", recipes.RECIPES)
@@ -33,7 +34,6 @@ def few_images(monkeypatch):
     monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
     monkeypatch.setattr(data, "emoji", emoji)
     monkeypatch.setattr(recipes, "path_error", partial(recipes.path_error, n=10))
-    monkeypatch.setattr(recipes, "held_out_loss", partial(recipes.held_out_loss, n=8))
 
 
 @pytest.fixture
@@ -156,6 +156,30 @@ def test_latents_are_kept_for_these_weights_and_pictures_alone(monkeypatch, tmp_
     assert len(calls) == 2, "other pictures, so other latents"
 
 
+def test_turned_pictures_are_turned_mirrored_and_recoloured_alone():
+    """Each of the eight ways to lay a square, times six orders of the colours, and nothing else."""
+    x0, seen = torch.arange(12.0).view(1, 3, 2, 2), set()
+    for seed in range(600):
+        recipes.turned(lambda model, x, generator: seen.add(tuple(x.flatten().tolist())))(
+            None, x0, torch.Generator().manual_seed(seed))
+    assert len(seen) == 48 and all(sorted(numbers) == x0.flatten().tolist() for numbers in seen)
+
+
+def test_an_upscaler_learns_beside_the_small_picture_of_the_same_emoji():
+    heard = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, c_noise, cond):
+            heard.append(cond)
+            return 0 * x
+
+    images = torch.rand(8, 3, 64, 64) * 2 - 1
+    recipes.upscaling_loss(Preconditioned(Spy(), CosineVP(), V()), images, torch.Generator().manual_seed(0))
+    small, kept = recipes.small(images), (heard[0] != -1).flatten(1).any(1)
+    assert small.shape == (8, 3, 16, 16) and kept.sum() >= 6
+    assert abs((heard[0] - small)[kept].std() - 0.1) < 0.01
+
+
 # ---------------------------------------------------------------------------------------------- train
 @every_recipe
 def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, few_images, tmp_path):
@@ -274,10 +298,10 @@ def test_labels_are_dropped_one_time_in_ten_and_times_stay_in_range(generator):
 def test_the_held_out_loss_is_the_same_every_time(few_images):
     torch.manual_seed(0)
     model = recipes.known("fashion_teacher").build()
-    first = recipes.held_out_loss(model)
+    first = recipes.test_loss(recipes.diffusion_loss, model, data.fashion_mnist("test"))
     torch.manual_seed(1)
-    assert recipes.held_out_loss(model) == first
-    assert first > 0
+    assert recipes.test_loss(recipes.diffusion_loss, model, data.fashion_mnist("test")) == first
+    assert first["test_loss"] > 0
 
 
 def test_the_manifest_is_readable_text(stored):

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -91,15 +91,13 @@ def training_step_cost(model: Preconditioned, shape: tuple[int, ...], steps: int
 
 
 # ---------------------------------------------------------------------------------------------- what it draws
-def draw(D: Denoiser, autoencoder, captions: Tensor, seed: int, batch: int = 50) -> Tensor:
-    """A picture (N, 3, 64, 64) for each caption (N, 12), guided, by DPM-Solver++(2M)."""
-    generator, ts, device = torch.Generator().manual_seed(seed), log_snr_to_zero(STEPS, D.schedule), autoencoder.scale.device
-    pictures = []
-    for cond in captions.split(batch):
-        x = prior(D, (len(cond), 4, 16, 16), generator).to(device)
-        z = last(dpm_solver_pp, guided(D, WEIGHT), x, ts, cond=cond.to(device)).x
-        pictures.append(autoencoder.decode(z).detach().clamp(-1, 1).cpu())
-    return torch.cat(pictures)
+def draw(D: Denoiser, decode: Callable[[Tensor], Tensor], shape: tuple[int, ...], cond: Tensor | None, seed: int, device,
+         batch: int = 25) -> Tensor:
+    """Pictures (N, 3, 64, 64), decoded from latents of this shape (N, ...) that DPM-Solver++(2M) draws under cond (N, 12)."""
+    x, ts = prior(D, shape, torch.Generator().manual_seed(seed)), log_snr_to_zero(STEPS, D.schedule)
+    conds = [None] * len(x) if cond is None else cond.to(device).split(batch)
+    return torch.cat([decode(last(dpm_solver_pp, D, part.to(device), ts, cond=its).x).detach().clamp(-1, 1).cpu()
+                      for part, its in zip(x.split(batch), conds)])
 
 
 def ranks(drawn: Tensor, wanted: Tensor, real: Tensor, names: Tensor) -> Tensor:
@@ -144,9 +142,11 @@ def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
     copied = torch.cdist(standard, standard).fill_diagonal_(torch.inf).amin(1).quantile(0.05)
     for asked, (captions, wanted) in questions(samples).items():
         cond, begin = torch.stack([text.caption(caption)[0] for caption in captions]), time.perf_counter()
-        drawn = [features(judge.features, draw(D, autoencoder, cond, seed)) for seed in range(seeds)]
-        more = {"nfe": 2 * STEPS, "depth": STEPS, "guidance": WEIGHT, "seeds": seeds, "batch": 50,
-                "seconds": (time.perf_counter() - begin) / seeds / len(cond) * 50}
+        shape = (len(cond), 4, 16, 16)
+        drawn = [features(judge.features, draw(guided(D, WEIGHT), autoencoder.decode, shape, cond, seed, device))
+                 for seed in range(seeds)]
+        more = {"nfe": 2 * STEPS, "depth": STEPS, "guidance": WEIGHT, "seeds": seeds, "batch": 25,
+                "seconds": (time.perf_counter() - begin) / seeds / len(cond) * 25}
         figures, floors = {}, {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05,
                                "kernel_distance": kernel_distance(held_out, real)}
         found = [ranks((f - mean) / std, wanted, standard, train.name) for f in drawn]
