@@ -334,7 +334,8 @@ def words_right(model: text.SentenceAutoencoder, numbers: Tensor, noise: float =
     return figures
 
 
-@recipe(build=lambda: Preconditioned(DiT(channels=32, size=4, patch=1, width=192, depth=4), CosineVP(), V()), steps=30_000)
+@recipe(build=lambda: Preconditioned(DiT(channels=32, size=4, patch=1, width=192, depth=4), CosineVP(), V()), steps=30_000,
+        int8=True)
 def sentence_latent_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The diffusion model of sentences: sixteen latent vectors, without a condition."""
     autoencoder = load("sentence_autoencoder", device)
