@@ -153,6 +153,12 @@ def _reading(**changes):
     return lambda *case: _read(*case, **changes)
 
 
+def _read_by_distance(D, numbers, vectors, noise, t):
+    alpha, sigma = levels(D, vectors[numbers], t)
+    y = D(alpha * vectors[numbers] + sigma * noise, t).flatten(0, 1)
+    return nf.cross_entropy(-torch.cdist(y, vectors).square(), numbers.flatten())
+
+
 ROUNDING_LOSS = Exercise("12.3", "What the rounding loss must read", rounding_loss, readings, [
     Mistake("reads the start", _reading(read=lambda D, x0, x_t, z, t: x0),
             "you read the words from the true vectors: the loss never reaches the network, its gradient there is 0"),
@@ -176,6 +182,8 @@ ROUNDING_LOSS = Exercise("12.3", "What the rounding loss must read", rounding_lo
             "that is minus the logit of the right word; it must win *against the others*, so it needs a softmax"),
     Mistake("softmax over places", _reading(loss=lambda logits, numbers: -logits.log_softmax(1).gather(2, numbers[..., None]).mean()),
             "your softmax runs over the places; the words of the vocabulary compete, at each place"),
+    Mistake("scored by distance", _read_by_distance,
+            "you score a word by its distance, as rounding does; equation (12.4) scores it by an inner product"),
     Mistake("reads the noise", _reading(read=lambda D, x0, x_t, z, t: (x_t - levels(D, x_t, t)[0] * D(x_t, t)) / levels(D, x_t, t)[1]),
             "you read the predicted noise; the words are in the predicted x_0"),
 ], tips=["x0 is `vectors[numbers]`, and `levels(D, x0, t)` are alpha and sigma to mix it with the noise",
@@ -372,7 +380,7 @@ EXERCISES = [INDEPENDENT, ROUNDING, ROUNDING_LOSS, MEMORY, PERPLEXITY, FILLING]
 PREDICTIONS = [
     Prediction("12.1", "b", {
         "a": "The starts are independent, but they are not read: D looks at both numbers before it moves either of them.",
-        "b": "The guess of the exact denoiser always lies on the line between the two phrases, wherever x is.",
+        "b": "The guess of the exact denoiser lies on the line between the two phrases, or next to it, wherever x is.",
         "c": "It is not a matter of distance: D's guess lies between the two real phrases even for a start in the very corner.",
     }),
     Prediction("12.2", "b", {
@@ -387,7 +395,7 @@ PREDICTIONS = [
     }),
     Prediction("12.4", "c", {
         "a": "Real text is the most *typical*, not the most probable: among short texts there are more probable ones.",
-        "b": "A model may well score better than real text, by keeping to common words; but there is something yet more common.",
-        "c": "After almost any word an end is among the likely things, and an empty sentence has nothing else to get wrong.",
+        "b": "Text of nothing but common words would indeed score better than real text, but there is something yet more probable.",
+        "c": "An end is so frequent that the model expects one now and then even at the start; and silence gets nothing else wrong.",
     }),
 ]
