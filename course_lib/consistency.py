@@ -147,8 +147,9 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
             start = alpha * x0 + sigma * noise
             *states, end = start, *sample(guide, start, grid, step, cond=cond)
         learnt = f if w is None else told(f, w.repeat(n))
-        answers = learnt(torch.cat(states), grid[:-1].repeat_interleave(len(x0)), None if cond is None else cond.repeat(n))
-        return pseudo_huber(answers - end.repeat(n, *[1] * (x0.ndim - 1)), c).mean()
+        conds = None if cond is None else torch.cat([cond] * n)
+        answers = learnt(torch.cat(states), grid[:-1].repeat_interleave(len(x0)), conds)
+        return pseudo_huber(answers - torch.cat([end] * n), c).mean()
 
     return loss
 

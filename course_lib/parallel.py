@@ -79,7 +79,7 @@ class Workers:
         mine = self._share(W * B).to(x.device)
         axis = int(z is not None and z.ndim > x.ndim)                            # a step wants k draws in front of its rows
         z = None if z is None else z.movedim(0, axis).flatten(axis, axis + 1).index_select(axis, mine)
-        cond = None if self.cond is None else self.cond.repeat(W)[mine]
+        cond = None if self.cond is None else torch.cat([self.cond] * W)[mine]
         before = self.D.nfe
         y = step(self.D, x.flatten(0, 1)[mine], *(v.to(x.device).repeat_interleave(B)[mine] for v in (t, s)), z, cond)
         self.evaluations += W * (self.D.nfe - before)
@@ -385,7 +385,7 @@ def speculative(D: Denoiser, x: Tensor, ts: Tensor, step: Step, ahead: int = 8,
             z = torch.randn(still.shape, generator=generator, dtype=x.dtype, device=x.device)
             y.append(moved(still, y[k], t[k], s[k], z))
         tops, drafts, t, s, before = torch.cat(y[:-1]), torch.cat(y[1:]), t.flatten(), s.flatten(), D.nfe
-        x0_hat = D(tops, t, None if cond is None else cond[on].repeat(ahead))
+        x0_hat = D(tops, t, None if cond is None else torch.cat([cond[on]] * ahead))
         evaluations += len(tops) * (D.nfe - before)
 
         zero = torch.zeros_like(tops)

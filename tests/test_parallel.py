@@ -131,6 +131,21 @@ def test_conditions_go_with_their_rows():
         torch.testing.assert_close(sweep.trajectory, expected, **EXACT)
 
 
+def test_conditions_may_be_rows_of_numbers_such_as_captions():
+    class Told:
+        schedule = CosineVP()
+
+        def __call__(self, x, t, cond=None):
+            return torch.tanh(x + cond.to(x).mean(1, keepdim=True))
+
+    x, ts, cond = start(Told()), uniform(9, Told.schedule), torch.tensor([[0, 3, -1, -1], [5, 1, 2, -1], [4, -1, -1, -1]])
+    expected = in_turn(Told(), x, ts, ddim, cond=cond)
+    for sampler in (picard, parareal):
+        sweep = converged(sampler(Told(), x, ts, ddim, tolerance=0.0, cond=cond))
+        torch.testing.assert_close(sweep.trajectory, expected, **EXACT)
+    assert bool(speculative(Told(), x, ts, ancestral, ahead=3, cond=cond).x.isfinite().all())
+
+
 def test_images_are_states_too(generator):
     class Blur:
         schedule = CosineVP()
