@@ -110,11 +110,10 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
     """One labelled row of images per entry: the same starts under different samplers, say."""
-    columns = len(rows[0])
-    side = max(0.72, 4.6 / columns)
-    fig, axes = plt.subplots(len(rows), 1, figsize=(side * columns + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
+    side = max(0.72, 4.6 / len(rows[0]))                                          # inches an image
+    fig, axes = plt.subplots(len(rows), 1, figsize=(side * len(rows[0]) + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
-        image_grid(images, columns, ax)
+        image_grid(images, len(images), ax)
         ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
     fig.suptitle(title, fontsize=10)
     return fig

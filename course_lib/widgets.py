@@ -23,7 +23,9 @@ def png(figure: Figure) -> bytes:
 
 
 def control(name: str, values: Sequence) -> ipywidgets.Widget:
-    """A slider over numbers or a menu of words, starting at the first value."""
+    """A slider over numbers or a menu of words, starting at the first value; a field to type in, if it is one string."""
+    if isinstance(values, str):
+        return ipywidgets.Text(value=values, description=name, continuous_update=False)   # heard at Enter, not at every letter
     if not values:
         raise ValueError(f"{name}: expected at least one value to choose from, got none")
     kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
@@ -32,13 +34,13 @@ def control(name: str, values: Sequence) -> ipywidgets.Widget:
 
 
 def flipbook(draw: Callable[..., Figure], *, play: bool = False, **choices: Sequence) -> ipywidgets.VBox:
-    """A picture draw(**values) with one control for each named choice; pages are drawn when first seen, then kept.
+    """A picture draw(**values) with one control for each named choice; pages are drawn when first seen, the last 200 kept.
 
-    flipbook(lambda steps: ..., steps=[1, 2, 4]). With play=True a button runs through the last choice.
+    flipbook(lambda caption, steps: ..., caption="red apple", steps=[1, 2, 4]). play=True: a button runs through the last.
     """
     if not choices:
         raise ValueError("choices: expected at least one named sequence of values, got none")
-    page = functools.cache(lambda *values: png(draw(**dict(zip(choices, values, strict=True)))))
+    page = functools.lru_cache(200)(lambda *values: png(draw(**dict(zip(choices, values, strict=True)))))
     controls = [control(name, values) for name, values in choices.items()]
     picture = ipywidgets.Image(format="png")
 

@@ -57,6 +57,20 @@ def test_play_runs_through_the_last_choice():
     assert slider.value == 1.0 and picture.value != first
 
 
+def test_a_string_makes_a_field_that_waits_for_enter_and_the_picture_follows_what_is_typed():
+    calls = []
+    (field, slider), picture = parts(book_of(calls, caption="red apple", steps=[4, 8]))
+    assert isinstance(field, ipywidgets.Text) and not field.continuous_update and field.description == "caption"
+    first = picture.value
+    field.value = "green apple"
+    assert picture.value != first
+    slider.value = 8
+    field.value, slider.value = "red apple", 4
+    assert picture.value == first
+    assert calls == [{"caption": "red apple", "steps": 4}, {"caption": "green apple", "steps": 4},
+                     {"caption": "green apple", "steps": 8}, {"caption": "red apple", "steps": 8}]
+
+
 @pytest.mark.parametrize("make", [lambda: control("steps", []), lambda: flipbook(lambda: None)])
 def test_nothing_to_choose_from_is_refused(make):
     with pytest.raises(ValueError, match="at least one"):
