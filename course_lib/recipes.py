@@ -38,7 +38,7 @@ RECIPES: dict[str, Callable] = {}
 def recipe(build: Callable[[], nn.Module], steps: int, start: str | None = None, int8: bool = False) -> Callable:
     """Register a recipe under its function's name, with the model it trains, its full number of steps and its start.
 
-    int8: for a large model, whose file then is half as long (see `packed`).
+    int8: for large or many models, whose files then are half as long (see `packed`).
     """
     def register(function: Callable) -> Callable:
         function.build, function.steps, function.start, function.int8 = build, steps, start, int8
@@ -113,7 +113,7 @@ CONSISTENCY_WEIGHT = 0.25  # where the teacher's pictures are nearest to real on
 
 
 @recipe(build=lambda: Preconditioned(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000,
-        start="fashion_teacher")
+        start="fashion_teacher", int8=True)
 def fashion_guided_student(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The teacher with guidance built in: told the weight, one evaluation does the work of two."""
     loss = guidance_loss(load("fashion_teacher", device), LARGEST_WEIGHT)
@@ -127,13 +127,13 @@ def progressive(n: int, teacher_name: str, target: Callable[..., Tensor] = two_s
         teacher = load(teacher_name, device)
         ts = torch.linspace(teacher.schedule.t_max, 0, 2 * n + 1, dtype=torch.float64)
         loss = halving_loss(teacher, ts, LARGEST_WEIGHT, target)
-        trained = run_training(loss, model, data.fashion_mnist("train"), batch=64, lr=5e-4, ema=0.998, device=device,
-                               **run)
+        trained = run_training(loss, model, data.fashion_mnist("train"), batch=64, lr=5e-4, ema=0.998, device=device, **run)
         return trained, test_loss(loss, trained.model, data.fashion_mnist("test"))
 
     stage.__name__ = f"fashion_progressive_{n}"
     stage.__doc__ = f"One DDIM step for two, {n} in all: learns from {teacher_name}; told the guidance weight."
-    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, start=teacher_name)(stage)
+    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, start=teacher_name,
+                  int8=True)(stage)
 
 
 # the first teacher is a flow to be solved, best by a second-order step; the others are what they are, two steps
@@ -143,7 +143,7 @@ fashion_progressive_2 = progressive(2, "fashion_progressive_4")
 fashion_progressive_1 = progressive(1, "fashion_progressive_2")
 
 
-@recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000, start="fashion_progressive_1")
+@recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000, start="fashion_progressive_1", int8=True)
 def fashion_consistency(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the guided flow, told weights up to 0.5, from whole paths of fashion_guided_student."""
     teacher = load("fashion_guided_student", device)
