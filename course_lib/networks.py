@@ -203,21 +203,40 @@ class DiTBlock(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
+class Sketch(nn.Module):
+    """A first guess E[x0 | caption] of images (B, *shape), from words (B, length, d) and where there are any (B, length, 1).
+
+    A denoiser must say just that where x_t is noise alone. Plain regression learns it at a hundredth of the cost, so the
+    denoiser is told (compare Han et al. 2022, "CARD", section 2).
+    """
+
+    def __init__(self, d: int, shape: tuple[int, ...], width: int = 512):
+        super().__init__()
+        self.scale, self.shape = d**0.5, shape                                    # words are vectors of length 1
+        self.word = nn.Sequential(nn.Linear(d, width), nn.GELU())
+        self.out = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, math.prod(shape)))
+
+    def forward(self, words: Tensor, there: Tensor) -> Tensor:
+        mean = (self.word(self.scale * words) * there).sum(1) / there.sum(1).clamp(min=1)
+        return self.out(mean).unflatten(1, self.shape)
+
+
 class Captions(nn.Module):
     """Captions as word numbers (B, length), -1 where there is no word: a token for each place, and the gist of them all.
 
     vectors (V, d) are the words' meanings; they stay as they are and are not stored with the weights. A row of -1, or None for
-    the whole batch, is the empty caption.
+    the whole batch, is the empty caption. shape: of a `Sketch` to be made of it besides.
     """
 
-    def __init__(self, vectors: Tensor, length: int, width: int):
+    def __init__(self, vectors: Tensor, length: int, width: int, shape: tuple[int, ...] | None = None):
         super().__init__()
+        self.sketch = Sketch(vectors.shape[1], shape) if shape else None
         self.register_buffer("vectors", vectors, persistent=False)
         self.token, self.gist = nn.Linear(vectors.shape[1], width), nn.Linear(vectors.shape[1], width)
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
 
-    def forward(self, cond: Tensor | None, B: int) -> tuple[Tensor, Tensor]:
-        """Tokens (B, length, width) and gist (B, width)."""
+    def forward(self, cond: Tensor | None, B: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (B, length, width), gist (B, width) and sketch (B, *shape), if there is one."""
         if cond is None:
             cond = torch.full((B, len(self.place)), -1, device=self.place.device)
         if cond.shape != (B, len(self.place)) or cond.is_floating_point():
@@ -226,13 +245,15 @@ class Captions(nn.Module):
             raise ValueError(f"cond: expected words in -1..{len(self.vectors) - 1}, got {cond.min()}..{cond.max()}")
         there = (cond >= 0)[..., None].to(self.place)
         words = self.vectors[cond.clamp(min=0)] * there
-        return there * self.token(words) + self.place, self.gist(words.sum(1) / there.sum(1).clamp(min=1))
+        gist, sketch = self.gist(words.sum(1) / there.sum(1).clamp(min=1)), self.sketch(words, there) if self.sketch else None
+        return there * self.token(words) + self.place, gist, sketch
 
 
 class DiT(nn.Module):
     """A small diffusion transformer on square images (B, channels, size, size), one token per patch x patch pixels.
 
-    With captions, cond is a row of word numbers, whose tokens stand beside those of the image; otherwise it is a label.
+    With captions, cond is a row of word numbers, whose tokens stand beside those of the image; otherwise it is a label. A
+    sketch is further channels of the image; what is learnt of noise does not change it.
     """
 
     def __init__(self, channels: int = 1, size: int = 28, patch: int = 4, width: int = 128, depth: int = 4,
@@ -242,7 +263,7 @@ class DiT(nn.Module):
             raise ValueError(f"patch: expected a divisor of the image size {size}, got {patch}")
         self.shape, self.patch = (channels, size, size), patch
         self.embed, self.captions = NoiseEmbedding(width, classes, numbers), captions
-        self.inp = nn.Linear(channels * patch**2, width)
+        self.inp = nn.Linear((2 if captions and captions.sketch else 1) * channels * patch**2, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -253,10 +274,10 @@ class DiT(nn.Module):
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         e = self.embed(c_noise, None if self.captions else cond, numbers)
-        h = self.inp(nf.unfold(x, self.patch, stride=self.patch).transpose(1, 2)) + self.position
-        if self.captions:
-            words, gist = self.captions(cond, len(x))
-            e, h = e + gist, torch.cat([h, words], 1)
+        words, gist, sketch = self.captions(cond, len(x)) if self.captions else (None, 0, None)
+        seen = x if sketch is None else torch.cat([x, sketch.detach()], 1)
+        h = self.inp(nf.unfold(seen, self.patch, stride=self.patch).transpose(1, 2)) + self.position
+        e, h = e + gist, h if words is None else torch.cat([h, words], 1)
         for block in self.blocks:
             h = block(h, e)
         scale, shift = self.modulation(nf.silu(e))[:, None].chunk(2, -1)

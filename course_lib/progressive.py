@@ -6,17 +6,15 @@ optional throughout: an unlabelled 2-D density is distilled by the same function
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from .denoiser import Denoiser, Preconditioned, Student, guided, per_row, told
+from .denoiser import Denoiser, Preconditioned, guided, per_row, told
 from .fast_samplers import ddim
 from .sampling import draws, need_noise
 from .schedules import Schedule, as_time
-from .training import LossFunction, Trained, train
+from .training import LossFunction
 
 
 def x0_between(schedule: Schedule, x: Tensor, t, z: Tensor, s) -> Tensor:
@@ -90,30 +88,6 @@ def noisy(schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator)
     """x_t = alpha(t) x0 + sigma(t) eps with noise from the generator; t (B,)."""
     eps = torch.randn(x0.shape, generator=generator, device=x0.device)
     return per_row(schedule.alpha(t), x0) * x0 + per_row(schedule.sigma(t), x0) * eps
-
-
-def distill_steps(teacher: Preconditioned, data: list[Tensor], ts: Tensor, until: int = 1, largest: float | None = None,
-                  folder: str | Path | None = None, progress: bool = True, **training) -> dict[int, Trained]:
-    """Halve the teacher's grid ts (n+1,) until `until` steps are left: {n/2: student, n/4: student, ...}.
-
-    Each student starts as its teacher and then is the next one's; it samples by `ddim` on every second, fourth, ... time of
-    ts. With a folder, every stage keeps a checkpoint there, and a run that was killed goes on inside its stage; other keywords
-    are those of `train`, for each stage. ValueError if ts cannot be halved down to `until` steps.
-    """
-    n, students = len(ts) - 1, {}
-    if until < 1 or n <= until or n % until or (n // until) & (n // until - 1):
-        raise ValueError(f"ts: expected {until} steps times a power of two, got {n}")
-    stages = tqdm(total=(n // until).bit_length() - 1, desc=f"from {n} steps", disable=not progress)
-    while n > until:
-        n //= 2
-        checkpoint = None if folder is None else Path(folder) / f"{n}_steps.pt"
-        students[n] = train(halving_loss(teacher, ts, largest), Student.of(teacher), data, checkpoint=checkpoint,
-                            progress=progress, **training)
-        teacher, ts = students[n].model, ts[::2]
-        stages.update()
-        stages.set_description(f"down to {n} steps")
-    stages.close()
-    return students
 
 
 @draws(1)

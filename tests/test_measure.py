@@ -196,8 +196,9 @@ def test_latent_records_round_trip_retrieval_and_copies_with_their_floors(small_
     assert len(ledger.read(small_emoji)) == len(rows)
     found = {(row.method, row.metric) for row in rows}
     assert found == {("emoji_autoencoder", metric) for metric in ("psnr", "psnr_drawn", "psnr_mean", "latent_std_off")} | {
-        (f"text_to_image_{asked}", f"rank_{k}") for asked in ("seen", "pairs", "synonyms") for k in (1, 10)} | {
-        ("text_to_image_seen", metric) for metric in ("kernel_distance", "near_copies")}
+        (f"{what}_{asked}", f"rank_{k}") for what in ("text_to_image", "sketch") for asked in ("seen", "pairs", "synonyms")
+        for k in (1, 10)} | {
+        (f"{what}_seen", metric) for what in ("text_to_image", "sketch") for metric in ("kernel_distance", "near_copies")}
     by = {(row.method, row.metric): row for row in rows}
     assert by["text_to_image_seen", "rank_1"].floor == 1 / 5, "five names: by chance one in five is right"
     assert by["text_to_image_seen", "rank_10"].value == 1, "there are fewer than ten names"
@@ -243,7 +244,8 @@ def test_the_race_gives_both_spaces_the_seconds_that_were_asked_for(small_emoji,
     steps, train = [], latent_runs.train
     monkeypatch.setattr(latent_runs, "train", lambda *a, **k: steps.append(k["steps"]) or train(*a, **k | {"batch": 2}))
     rows = measure.MEASUREMENTS["latent_race"](device="cpu", samples=3, seeds=2)
-    assert [row.method for row in rows] == ["latent_diffusion"] * 2 + ["pixel_diffusion"] and steps == [1, 2, 3]
+    assert [row.method for row in rows] == ["latent_diffusion, 1 s", "latent_diffusion, 2 s", "pixel_diffusion, 3 s"]
+    assert steps == [1, 2, 3] and len(ledger.read(small_emoji)) == 3, "no row may take another's place"
     assert all(row.train_seconds > 0 and row.spread is not None for row in rows)
 
 

@@ -208,12 +208,12 @@ def test_a_network_says_how_many_numbers_it_is_told(told, given, generator):
 
 
 # ---------------------------------------------------------------------------------------------- captions
-@pytest.fixture
-def captioned(generator):
+@pytest.fixture(params=[None, (2, 8, 8)], ids=["words", "words and a sketch"])
+def captioned(generator, request):
     """A DiT on 8x8 latents of two channels that reads captions of three words out of ten; all its weights are stirred."""
     torch.manual_seed(0)
     vectors = torch.randn(10, 6, generator=generator)
-    network = DiT(channels=2, size=8, patch=2, width=16, depth=2, heads=2, captions=Captions(vectors, 3, 16))
+    network = DiT(channels=2, size=8, patch=2, width=16, depth=2, heads=2, captions=Captions(vectors, 3, 16, request.param))
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return network
@@ -239,6 +239,19 @@ def test_the_place_of_no_word_hides_its_vector(captioned, generator):
     captioned.captions.vectors[0] += 1
     assert torch.equal(captioned(x, c_noise, cond), before)
     assert not torch.equal(captioned(x, c_noise, torch.tensor([[5, 0, -1]])), before)
+
+
+@pytest.mark.parametrize("captioned", [(2, 8, 8)], indirect=True)
+def test_the_network_sees_the_sketch_and_learns_nothing_about_it_from_noise(captioned, generator):
+    x, cond = torch.randn(2, 2, 8, 8, generator=generator), torch.tensor([[1, 2, -1], [3, -1, -1]])
+    sketch = captioned.captions(cond, 2)[2]
+    assert sketch.shape == x.shape
+    before = captioned(x, torch.zeros(2), cond)
+    before.square().sum().backward()
+    assert all(p.grad is None for p in captioned.captions.sketch.parameters())
+    with torch.no_grad():
+        captioned.captions.sketch.out[-1].bias.add_(1)
+    assert not torch.allclose(captioned(x, torch.zeros(2), cond), before, atol=1e-3)
 
 
 def test_word_vectors_are_not_stored_with_the_weights(captioned):

@@ -1,4 +1,4 @@
-"""Progressive distillation: its algebra is exact, a perfect student has nothing to learn, a kill changes no weight."""
+"""Progressive distillation: its algebra is exact, a perfect student has nothing to learn, halving keeps the teacher's end."""
 
 from functools import partial
 
@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib import progressive, training
+from course_lib import training
 from course_lib.denoiser import Preconditioned, Student, V, guided, levels, score, told
 from course_lib.fast_samplers import ddim, midpoint
 from course_lib.networks import MLP
 from course_lib.progressive import (
-    distill_steps,
     guidance_loss,
     halving_loss,
     midpoint_target,
@@ -171,47 +170,6 @@ def small(seed=0, **told_more):
     return Preconditioned(MLP(width=16, depth=1, **told_more), CosineVP(), V())
 
 
-GRID = torch.linspace(CosineVP().t_max, 0, 9, dtype=torch.float64)
-QUICK = {"steps": 12, "batch": 16, "warmup": 2, "save_every": 4, "progress": False, "device": "cpu"}
-
-
-def weights(students):
-    return {n: [p.clone() for p in s.model.parameters()] for n, s in students.items()}
-
-
-def test_a_run_killed_in_a_later_stage_ends_with_the_same_weights(tmp_path, monkeypatch):
-    data, teacher = [ring().sample(100).float()], small()
-    whole = weights(distill_steps(teacher, data, GRID, folder=tmp_path / "whole", **QUICK))
-    calls = 0
-
-    def killed_in_the_second_stage(loss_function, *args, **settings):
-        def loss(*rest):
-            nonlocal calls
-            calls += 1
-            if calls == 12 + 7:                                                        # past the checkpoint of step 4
-                raise KeyboardInterrupt
-            return loss_function(*rest)
-
-        return training.train(loss, *args, **settings)
-
-    monkeypatch.setattr(progressive, "train", killed_in_the_second_stage)
-    with pytest.raises(KeyboardInterrupt):
-        distill_steps(teacher, data, GRID, folder=tmp_path / "killed", **QUICK)
-    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["2_steps.pt", "4_steps.pt"]
-    calls = 100
-    resumed = weights(distill_steps(teacher, data, GRID, folder=tmp_path / "killed", **QUICK))
-    assert calls == 100 + 8 + 12                                        # the rest of the second stage, and the third
-    assert list(whole) == list(resumed) == [4, 2, 1]
-    for n in whole:
-        assert all(torch.equal(a, b) for a, b in zip(whole[n], resumed[n], strict=True))
-
-
-@pytest.mark.parametrize(("n", "until"), [(8, 3), (6, 1), (8, 8), (8, 0), (12, 2)])
-def test_steps_that_do_not_halve_down_are_refused(n, until):
-    with pytest.raises(ValueError, match="power of two"):
-        distill_steps(small(), [torch.zeros(4, 2)], torch.linspace(0.9, 0, n + 1), until)
-
-
 def test_students_start_as_their_teacher_and_have_no_score(generator):
     teacher = small(classes=3)
     for p in teacher.parameters():
@@ -265,7 +223,11 @@ def test_halving_keeps_the_teachers_end_where_ddim_loses_it():
 
     settings = {"batch": 256, "lr": 2e-3, "progress": False, "ema": 0.99}
     teacher = training.train(denoising, student, [x0], steps=600, **settings).model
-    student = distill_steps(teacher, [x0], ts, until=4, steps=400, **settings)[4].model
+    students = {16: teacher}
+    for n in (8, 4):
+        loss = halving_loss(students[2 * n], ts[::8 // n])
+        students[n] = training.train(loss, Student.of(students[2 * n]), [x0], steps=400, **settings).model
+    student = students[4]
     x = prior(exact, (512, 2), generator)
     end = final(teacher, x, ts, ddim).x
     at_4 = {name: (final(D, x, ts[::4], ddim).x - end).norm(dim=1).mean() for name, D in

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from course_lib import data, recipes
 from course_lib.denoiser import Preconditioned, V
-from course_lib.networks import Classifier
+from course_lib.networks import Captions, Classifier, DiT
 from course_lib.schedules import CosineVP
-from course_lib.training import Trained
+from course_lib.training import Trained, train
 
 every_recipe = pytest.mark.parametrize("name", recipes.RECIPES)
 
@@ -308,3 +308,16 @@ def test_the_manifest_is_readable_text(stored):
     folder, _ = stored
     text = (folder / "manifest.json").read_text(encoding="utf-8")
     assert text.endswith("}\n") and json.loads(text) == recipes.manifest(folder)
+
+
+def test_the_sketch_learns_the_mean_of_what_a_caption_may_mean(generator):
+    """Two pictures share a caption, two another: no denoiser can know more of them from noise alone than their mean."""
+    torch.manual_seed(0)
+    x0, vectors = torch.randn(4, 1, 4, 4, generator=generator), torch.nn.functional.normalize(torch.randn(10, 6), dim=1)
+    told = torch.tensor([[[1, 2, -1]], [[1, 2, -1]], [[3, -1, -1]], [[3, -1, -1]]])
+    network = DiT(1, 4, 2, width=16, depth=1, heads=2, captions=Captions(vectors, 3, 16, (1, 4, 4)))
+    model = Preconditioned(network, CosineVP(), V())
+    trained = train(recipes.sketched_loss, model, [x0, told], steps=400, batch=128, lr=3e-3, ema=0.9, progress=False).model
+    with torch.no_grad():
+        sketch = trained.network.captions(torch.tensor([[1, 2, -1], [3, -1, -1], [-1, -1, -1]]), 3)[2]
+    torch.testing.assert_close(sketch, torch.stack([x0[:2].mean(0), x0[2:].mean(0), x0.mean(0)]), atol=0.15, rtol=0)

@@ -128,7 +128,8 @@ def questions(samples: int) -> dict[str, tuple[list[str], Tensor]]:
 
 @torch.no_grad()
 def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
-    """Is the nearest real picture of the right emoji? For captions seen, for pairs held out, for words never said.
+    """Is the nearest real picture of the right emoji? For captions seen, for pairs held out, for words never said; of
+    drawings, and of the sketches that they began with.
 
     A near copy is nearer to a training picture than 19 of 20 training pictures are to their nearest neighbours.
     """
@@ -145,16 +146,20 @@ def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
         shape = (len(cond), 4, 16, 16)
         drawn = [features(judge.features, draw(guided(D, WEIGHT), autoencoder.decode, shape, cond, seed, device))
                  for seed in range(seeds)]
-        more = {"nfe": 2 * STEPS, "depth": STEPS, "guidance": WEIGHT, "seeds": seeds, "batch": 25,
-                "seconds": (time.perf_counter() - begin) / seeds / len(cond) * 25}
-        figures, floors = {}, {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05,
-                               "kernel_distance": kernel_distance(held_out, real)}
-        found = [ranks((f - mean) / std, wanted, standard, train.name) for f in drawn]
-        figures["rank_1"], figures["rank_10"] = ([(r < k).float().mean().item() for r in found] for k in (1, 10))
-        if asked == "seen":
-            figures["kernel_distance"] = [kernel_distance(f, real) for f in drawn]
-            nearest = [torch.cdist((f - mean) / std, standard).amin(1) for f in drawn]
-            figures["near_copies"] = [(near < copied).float().mean().item() for near in nearest]
-        for metric, values in figures.items():
-            yield _row(f"text_to_image_{asked}", metric, statistics.mean(values), device, len(cond), name,
-                       spread=spread(values), floor=floors[metric], **more)
+        seconds = (time.perf_counter() - begin) / seeds / len(cond) * 25
+        sketch = D.network.captions(cond.to(device), len(cond))[2]
+        sketched = [features(judge.features, torch.cat([autoencoder.decode(z).clamp(-1, 1).cpu() for z in sketch.split(25)]))]
+        floors = {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05,
+                  "kernel_distance": kernel_distance(held_out, real)}
+        drawings = {"text_to_image": (drawn, {"nfe": 2 * STEPS, "depth": STEPS, "guidance": WEIGHT, "seconds": seconds}),
+                    "sketch": (sketched, {})}
+        for method, (pictures, more) in drawings.items():
+            found, figures = [ranks((f - mean) / std, wanted, standard, train.name) for f in pictures], {}
+            figures["rank_1"], figures["rank_10"] = ([(r < k).float().mean().item() for r in found] for k in (1, 10))
+            if asked == "seen":
+                figures["kernel_distance"] = [kernel_distance(f, real) for f in pictures]
+                nearest = [torch.cdist((f - mean) / std, standard).amin(1) for f in pictures]
+                figures["near_copies"] = [(near < copied).float().mean().item() for near in nearest]
+            for metric, values in figures.items():
+                yield _row(f"{method}_{asked}", metric, statistics.mean(values), device, len(cond), name, seeds=len(values),
+                           batch=25, spread=spread(values), floor=floors[metric], **more)
