@@ -69,7 +69,7 @@ def test_chapter_00_runs_from_top_to_bottom_and_its_slider_changes_the_picture(a
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.on("request", lambda r: None if _is_local(r.url) else outside.append(r.url))
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("console", lambda m: errors.append(f"{m.text} {m.location.get('url')}") if m.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         page.get_by_role("heading", name="Start here").first.wait_for(timeout=60_000)
