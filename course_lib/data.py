@@ -189,9 +189,7 @@ def unpack(compressed: bytes, name: str) -> bytes:
     payload = gzip.decompress(compressed)
     found = hashlib.sha256(payload).hexdigest()
     if found != PAYLOADS[name]:
-        raise ValueError(
-            f"the payload of {name}.gz has sha256 {found} ({len(payload):,} bytes), expected {PAYLOADS[name]}"
-        )
+        raise ValueError(f"the payload of {name}.gz has sha256 {found} ({len(payload):,} bytes), expected {PAYLOADS[name]}")
     return payload
 
 
@@ -226,10 +224,8 @@ def _verify_once(path: Path, expected: str, advice: str) -> None:
 
 
 def _advice(name: str, size: int) -> str:
-    return (
-        f"`git checkout -- data/{name}` ({size:,} bytes), or rebuild it with the script in data/prepare/ "
-        "that data/README.md names."
-    )
+    return (f"`git checkout -- data/{name}` ({size:,} bytes), or rebuild it with the script in data/prepare/ "
+            "that data/README.md names.")
 
 
 def _report(name: str, expected: str, size: int) -> tuple[str, bool, str]:
@@ -254,7 +250,5 @@ def _fetch(url: str, name: str) -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:
             return unpack(response.read(), name)
     except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-        raise OSError(
-            f"{url} could not be fetched ({error}). full=True needs the network once; "
-            "full=False reads the 30,000 training images that come with the course."
-        ) from error
+        raise OSError(f"{url} could not be fetched ({error}). full=True needs the network once; "
+                      "full=False reads the 30,000 training images that come with the course.") from error

@@ -24,10 +24,8 @@ def verify(path: str | Path, expected: str, advice: str) -> None:
         raise FileNotFoundError(f"{path} is missing. To get it back: {advice}")
     found = sha256(path)
     if found != expected:
-        raise ValueError(
-            f"{path} is damaged: its sha256 is {found} ({path.stat().st_size:,} bytes), expected {expected}. "
-            f"To get it back: {advice}"
-        )
+        raise ValueError(f"{path} is damaged: its sha256 is {found} ({path.stat().st_size:,} bytes), expected {expected}. "
+                         f"To get it back: {advice}")
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:

@@ -121,19 +121,18 @@ def fashion_guided_student(model: Preconditioned, device, **run) -> tuple[Traine
     return trained, test_loss(loss, trained.model, data.fashion_mnist("test"))
 
 
-def progressive(n: int, teacher_name: str, target: Callable[..., Tensor] = two_step_target) -> Callable:
+def progressive(n: int, start: str, target: Callable[..., Tensor] = two_step_target) -> Callable:
     """The recipe of the student with n DDIM steps, times equally spaced from t_max to 0, from the model of that name."""
     def stage(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
-        teacher = load(teacher_name, device)
+        teacher = load(start, device)
         ts = torch.linspace(teacher.schedule.t_max, 0, 2 * n + 1, dtype=torch.float64)
         loss = halving_loss(teacher, ts, LARGEST_WEIGHT, target)
         trained = run_training(loss, model, data.fashion_mnist("train"), batch=64, lr=5e-4, ema=0.998, device=device, **run)
         return trained, test_loss(loss, trained.model, data.fashion_mnist("test"))
 
     stage.__name__ = f"fashion_progressive_{n}"
-    stage.__doc__ = f"One DDIM step for two, {n} in all: learns from {teacher_name}; told the guidance weight."
-    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, start=teacher_name,
-                  int8=True)(stage)
+    stage.__doc__ = f"One DDIM step for two, {n} in all: learns from {start}; told the guidance weight."
+    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, start=start, int8=True)(stage)
 
 
 # the first teacher is a flow to be solved, best by a second-order step; the others are what they are, two steps
@@ -310,8 +309,7 @@ def emoji_small_teacher(model: Preconditioned, **run) -> tuple[Trained, dict[str
 
 @recipe(build=lambda: Preconditioned(Upscaler(widths=(64, 96), depth=1, patch=4), CosineVP(), X0()), steps=40_000, int8=True)
 def emoji_upscaler(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
-    """The second: a small picture to a large one. It predicts x0, since large patches of noise do not fit through few channels
-    (Li & He 2025)."""
+    """The second: a small picture to a large one. It says x0, as noise of large patches fits no few channels (Li & He 2025)."""
     trained = run_training(turned(upscaling_loss), model, [data.emoji("train").images], batch=32, lr=1e-3, ema=0.999,
                            device=device, **run)
     return trained, test_loss(upscaling_loss, trained.model, [data.emoji("test").images])

@@ -141,6 +141,8 @@ def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
     mean, std, kinds = real.mean(0), real.std(0), train.name.unique().numel()
     standard = (real - mean) / std
     copied = torch.cdist(standard, standard).fill_diagonal_(torch.inf).amin(1).quantile(0.05)
+    floors = {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05,
+              "kernel_distance": kernel_distance(held_out, real)}
     for asked, (captions, wanted) in questions(samples).items():
         cond, begin = torch.stack([text.caption(caption)[0] for caption in captions]), time.perf_counter()
         shape = (len(cond), 4, 16, 16)
@@ -149,8 +151,6 @@ def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
         seconds = (time.perf_counter() - begin) / seeds / len(cond) * 25
         sketch = D.network.captions(cond.to(device), len(cond))[2]
         sketched = [features(judge.features, torch.cat([autoencoder.decode(z).clamp(-1, 1).cpu() for z in sketch.split(25)]))]
-        floors = {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05,
-                  "kernel_distance": kernel_distance(held_out, real)}
         drawings = {"text_to_image": (drawn, {"nfe": 2 * STEPS, "depth": STEPS, "guidance": WEIGHT, "seconds": seconds}),
                     "sketch": (sketched, {})}
         for method, (pictures, more) in drawings.items():
