@@ -85,8 +85,7 @@ def fashion_mnist(split: str = "train", full: bool = False) -> tuple[torch.Tenso
     `split` is "train" (30,000 images, the first 3,000 of each class in their original order) or "test" (10,000,
     all there are). `full=True` gives all 60,000 training images; they are fetched once, by check sum, into data/cache/.
 
-    Raises ValueError for another split or a damaged file, FileNotFoundError for a missing one, OSError if the
-    full set cannot be fetched.
+    ValueError for another split or a damaged file, FileNotFoundError for a missing one, OSError if it cannot be fetched.
     """
     _check_split(split)
     if full and split == "train":

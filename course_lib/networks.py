@@ -204,10 +204,9 @@ class DiTBlock(nn.Module):
 
 
 class Sketch(nn.Module):
-    """A first guess E[x0 | caption] of images (B, *shape), from words (B, length, d) and where there are any (B, length, 1).
+    """A first guess E[x0 | caption] of images (B, *shape), from words (B, length, d) and which to hear (B, length, 1).
 
-    A denoiser must say just that where x_t is noise alone. Plain regression learns it at a hundredth of the cost, so the
-    denoiser is told (compare Han et al. 2022, "CARD", section 2).
+    A denoiser must say just that where x_t is noise alone. Regression learns it sooner (compare Han et al. 2022, "CARD").
     """
 
     def __init__(self, d: int, shape: tuple[int, ...], width: int = 512):
@@ -225,13 +224,15 @@ class Captions(nn.Module):
     """Captions as word numbers (B, length), -1 where there is no word: a token for each place, and the gist of them all.
 
     vectors (V, d) are the words' meanings; they stay as they are and are not stored with the weights. A row of -1, or None for
-    the whole batch, is the empty caption. shape: of a `Sketch` to be made of it besides.
+    the whole batch, is the empty caption. shape: of a `Sketch` to be made of it besides, which hears the words where heard
+    (V, 1) is 1. It is a mean over the others, so pairs of words that never met can share it.
     """
 
-    def __init__(self, vectors: Tensor, length: int, width: int, shape: tuple[int, ...] | None = None):
+    def __init__(self, vectors: Tensor, length: int, width: int, shape: tuple[int, ...] = (), heard: Tensor | None = None):
         super().__init__()
         self.sketch = Sketch(vectors.shape[1], shape) if shape else None
         self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("heard", torch.ones(len(vectors), 1) if heard is None else heard, persistent=False)
         self.token, self.gist = nn.Linear(vectors.shape[1], width), nn.Linear(vectors.shape[1], width)
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
 
@@ -245,8 +246,8 @@ class Captions(nn.Module):
             raise ValueError(f"cond: expected words in -1..{len(self.vectors) - 1}, got {cond.min()}..{cond.max()}")
         there = (cond >= 0)[..., None].to(self.place)
         words = self.vectors[cond.clamp(min=0)] * there
-        gist, sketch = self.gist(words.sum(1) / there.sum(1).clamp(min=1)), self.sketch(words, there) if self.sketch else None
-        return there * self.token(words) + self.place, gist, sketch
+        sketch = self.sketch(words, there * self.heard[cond.clamp(min=0)]) if self.sketch else None
+        return there * self.token(words) + self.place, self.gist(words.sum(1) / there.sum(1).clamp(min=1)), sketch
 
 
 class DiT(nn.Module):

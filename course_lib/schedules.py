@@ -256,8 +256,7 @@ def equal_angles(n: int, schedule: Schedule, std: float = 0.5) -> Tensor:
     """Equal steps in the angle theta with sigma/alpha = std tan(theta): (n+1,) decreasing times.
 
     The best grid for n steps of DDIM on data N(m, std^2 I). There each step from theta to theta' shrinks what is left of the
-    exact solution by cos(theta - theta'), and cosines whose angles have a given sum have the largest product when all
-    are equal.
+    exact solution by cos(theta - theta'), and for a given sum of angles the product of cosines is largest if all are equal.
     """
     start, end = angle(schedule.t_max, schedule, std), angle(schedule.t_min, schedule, std)
     return _pinned(time_of_angle(start + _fractions(n) * (end - start), schedule, std), schedule)

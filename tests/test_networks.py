@@ -208,7 +208,7 @@ def test_a_network_says_how_many_numbers_it_is_told(told, given, generator):
 
 
 # ---------------------------------------------------------------------------------------------- captions
-@pytest.fixture(params=[None, (2, 8, 8)], ids=["words", "words and a sketch"])
+@pytest.fixture(params=[(), (2, 8, 8)], ids=["words", "words and a sketch"])
 def captioned(generator, request):
     """A DiT on 8x8 latents of two channels that reads captions of three words out of ten; all its weights are stirred."""
     torch.manual_seed(0)
@@ -230,6 +230,17 @@ def test_words_and_their_order_matter_and_each_row_has_its_own(captioned, genera
     said = captioned(x, c_noise, cond)
     assert min((said[i] - said[j]).abs().max() for i in range(4) for j in range(i)) > 1e-4
     torch.testing.assert_close(captioned(x[:1], c_noise[:1], cond[2:3]), said[2:3])
+
+
+def test_a_sketch_does_not_tell_apart_what_it_does_not_hear(generator):
+    """Word 4 reaches the tokens and the gist; to the sketch it is no word, not even one more to divide by."""
+    heard = torch.ones(10, 1)
+    heard[4] = 0
+    captions = Captions(torch.randn(10, 6, generator=generator), 3, 16, (2, 8, 8), heard)
+    tokens, gist, sketch = captions(torch.tensor([[1, 4, -1], [1, -1, -1], [4, -1, -1], [-1, -1, -1]]), 4)
+    torch.testing.assert_close(sketch[0], sketch[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(sketch[2], sketch[3], rtol=0, atol=1e-6)
+    assert min((said[0] - said[1]).abs().max() for said in (tokens, gist)) > 1e-2 < (sketch[0] - sketch[2]).abs().max()
 
 
 def test_the_place_of_no_word_hides_its_vector(captioned, generator):

@@ -19,7 +19,7 @@ from ...training import device_name, train
 from .emoji_runs import STEPS, draw, training_step_cost
 from .quality import recorded, spread
 
-BUDGETS = {"latent_diffusion": (60, 150, 300), "pixel_diffusion": (300,)}  # seconds of training
+BUDGETS = {"latent_diffusion": (60, 150, 300), "pixel_diffusion": (300, 900)}  # seconds of training
 SWEEP = [(1, 0.1), (4, 0.1), (16, 0.1), (4, 1e-3), (4, 10.0), (4, 100.0)]  # channels, beta
 TRAINING = {"steps": 500, "batch": 16, "lr": 2e-3, "ema": 0.99, "progress": False}
 
@@ -47,7 +47,7 @@ def _row(method: str, metric: str, value: float, device, samples: int, **more) -
 # ---------------------------------------------------------------------------------------------- latents against pixels
 @recorded
 def latent_race(device: torch.device, samples: int, seeds: int) -> Iterable[Row]:
-    """Emoji: kernel distance against seconds of training, one transformer on latents and on pixels (half an hour on a CPU)."""
+    """Emoji: kernel distance against seconds of training, one transformer on latents and on pixels (an hour on a CPU)."""
     judge, pictures = Judge(), data.emoji("train")
     captions, autoencoder = recipes.emoji_captions(pictures), recipes.load("emoji_autoencoder", device)
     spaces = {"latent_diffusion": (recipes.emoji_latents("train"), autoencoder.decode),
