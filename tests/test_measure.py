@@ -196,13 +196,20 @@ def test_latent_records_round_trip_retrieval_and_copies_with_their_floors(small_
     assert len(ledger.read(small_emoji)) == len(rows)
     found = {(row.method, row.metric) for row in rows}
     assert found == {("emoji_autoencoder", metric) for metric in ("psnr", "psnr_drawn", "psnr_mean", "latent_std_off")} | {
-        (f"{what}_{asked}", f"rank_{k}") for what in ("text_to_image", "sketch") for asked in ("seen", "pairs", "synonyms")
-        for k in (1, 10)} | {
+        (f"{what}_{asked}", metric) for what in ("text_to_image", "sketch") for asked in ("seen", "pairs", "synonyms")
+        for metric in ("rank_1", "rank_10", "style")} | {
         (f"{what}_seen", metric) for what in ("text_to_image", "sketch") for metric in ("kernel_distance", "near_copies")}
     by = {(row.method, row.metric): row for row in rows}
     assert by["text_to_image_seen", "rank_1"].floor == 1 / 5, "five names: by chance one in five is right"
     assert by["text_to_image_seen", "rank_10"].value == 1, "there are fewer than ten names"
     assert all(0 <= row.value <= 1 for row in rows if row.metric.startswith("rank"))
+
+
+def test_a_style_is_that_of_the_nearest_picture_of_the_right_name_alone():
+    real, names = torch.tensor([[0.0], [1.0], [2.0], [5.0]]), torch.tensor([7, 7, 3, 3])
+    drawn, wanted = torch.tensor([[0.9], [0.9], [0.9], [4.0]]), torch.tensor([7, 7, 3, 3])
+    right = emoji_runs.in_style(drawn, wanted, torch.tensor([1, 0, 2, 2]), real, names, torch.tensor([0, 1, 2, 3]))
+    assert right.tolist() == [True, False, True, False]
 
 
 def test_a_rank_counts_the_names_with_a_nearer_picture():

@@ -110,42 +110,49 @@ def ranks(drawn: Tensor, wanted: Tensor, real: Tensor, names: Tensor) -> Tensor:
     return (nearest < nearest.gather(1, wanted[:, None])).sum(1)
 
 
+def in_style(drawn: Tensor, wanted: Tensor, style: Tensor, real: Tensor, names: Tensor, styles: Tensor) -> Tensor:
+    """Whether (N,) the nearest real picture of the wanted name is in the style that was asked for; as in `ranks`."""
+    apart = torch.cdist(drawn, real).masked_fill(names != wanted[:, None], torch.inf)
+    return styles[apart.argmin(1)] == style
+
+
 def questions(samples: int) -> dict[str, tuple[list[str], Tensor]]:
     """Captions, and the numbers of the names that are right: `samples` of those seen, the pairs held out, the synonyms."""
     known = data.emoji_captions()
     numbers = {caption.name: number for number, caption in enumerate(known)}
 
-    def ask(pictures: data.Emoji, rows: Tensor) -> tuple[list[str], Tensor]:
+    def ask(pictures: data.Emoji) -> tuple[list[str], Tensor]:
+        rows = torch.randperm(len(pictures.name), generator=torch.Generator().manual_seed(0))[:samples]
         name, style = pictures.name[rows], pictures.style[rows]
         return [f"{known[n].name} {data.STYLES[s]}" for n, s in zip(name.tolist(), style.tolist())], name
 
-    train, pairs = data.emoji("train"), data.emoji("pairs")
     meant = torch.tensor([numbers[name] for name in SYNONYMS.values()]).repeat_interleave(len(data.STYLES))
-    return {"seen": ask(train, torch.randperm(len(train.name), generator=torch.Generator().manual_seed(0))[:samples]),
-            "pairs": ask(pairs, torch.arange(len(pairs.name))[:samples]),
+    return {"seen": ask(data.emoji("train")), "pairs": ask(data.emoji("pairs")),
             "synonyms": ([f"{word} {style}" for word in SYNONYMS for style in data.STYLES], meant)}
 
 
 @torch.no_grad()
 def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
     """Is the nearest real picture of the right emoji? For captions seen, for pairs held out, for words never said; of
-    drawings, and of the sketches that they began with.
+    drawings, and of the sketches that they began with. And of all pictures of that emoji, is the nearest in the right style?
 
     A near copy is nearer to a training picture than 19 of 20 training pictures are to their nearest neighbours.
     """
     name = "emoji_latent_teacher"
     D, autoencoder, judge = recipes.load(name, device), recipes.load("emoji_autoencoder", device), ColourFeatures()
     judge.load_state_dict(data.colour_features())
-    train = data.emoji("train")
-    real, held_out = (features(judge.eval().features, e.images) for e in (train, data.emoji("pairs")))
+    train, pairs = data.emoji("train"), data.emoji("pairs")
+    real, held_out = (features(judge.eval().features, e.images) for e in (train, pairs))
     mean, std, kinds = real.mean(0), real.std(0), train.name.unique().numel()
     standard = (real - mean) / std
+    every = (torch.cat([standard, (held_out - mean) / std]),
+             torch.cat([train.name, pairs.name]), torch.cat([train.style, pairs.style]))
     copied = torch.cdist(standard, standard).fill_diagonal_(torch.inf).amin(1).quantile(0.05)
-    floors = {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05,
+    floors = {"rank_1": 1 / kinds, "rank_10": 10 / kinds, "near_copies": 0.05, "style": 1 / len(data.STYLES),
               "kernel_distance": kernel_distance(held_out, real)}
     for asked, (captions, wanted) in questions(samples).items():
         cond, begin = torch.stack([text.caption(caption)[0] for caption in captions]), time.perf_counter()
-        shape = (len(cond), 4, 16, 16)
+        shape, style = (len(cond), 4, 16, 16), torch.tensor([data.STYLES.index(caption.split()[-1]) for caption in captions])
         drawn = [features(judge.features, draw(guided(D, WEIGHT), autoencoder.decode, shape, cond, seed, device))
                  for seed in range(seeds)]
         seconds = (time.perf_counter() - begin) / seeds / len(cond) * 25
@@ -156,6 +163,7 @@ def _captions(device, samples: int, seeds: int) -> Iterable[Row]:
         for method, (pictures, more) in drawings.items():
             found, figures = [ranks((f - mean) / std, wanted, standard, train.name) for f in pictures], {}
             figures["rank_1"], figures["rank_10"] = ([(r < k).float().mean().item() for r in found] for k in (1, 10))
+            figures["style"] = [in_style((f - mean) / std, wanted, style, *every).float().mean().item() for f in pictures]
             if asked == "seen":
                 figures["kernel_distance"] = [kernel_distance(f, real) for f in pictures]
                 nearest = [torch.cdist((f - mean) / std, standard).amin(1) for f in pictures]
