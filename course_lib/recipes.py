@@ -29,7 +29,7 @@ from .sampling import last, prior
 from .schedules import CosineVP, log_snr_uniform
 from .score_matching import denoising_loss
 from .targets import ring
-from .training import LossFunction, Trained, default_device, join_process_group
+from .training import LossFunction, Trained, default_device, device_name, join_process_group
 from .training import train as run_training
 
 RECIPES: dict[str, Callable] = {}
@@ -279,7 +279,9 @@ def sketched_loss(model: Preconditioned, x0: Tensor, captions: Tensor, generator
 
 def emoji_dit(channels: int) -> DiT:
     """The network of the text-to-image models: 64 tokens, of 2x2 latents or pixels, beside the words of a caption."""
-    captions = Captions(data.words().vectors, text.LENGTH, width=160, shape=(channels, 16, 16))
+    words, vectors = data.words()
+    heard = torch.tensor([[word not in data.STYLES] for word in words])               # a sketch is the mean over the styles
+    captions = Captions(vectors, text.LENGTH, 160, (channels, 16, 16), heard)
     return DiT(channels=channels, size=16, patch=2, width=160, depth=6, heads=5, captions=captions)
 
 
@@ -463,11 +465,10 @@ def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, pa
     before = before or {"steps": 0, "train_seconds": 0}
     weights = packed(trained.model.state_dict(), RECIPES[name].int8)
     files.atomic_write(path, lambda file: file.write(save(weights)))
-    parameter = next(trained.model.parameters())
+    device = device_name(next(trained.model.parameters()).device)
     entry = {
         "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": before["steps"] + steps,
-        "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()),
-        "device": torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else f"{torch.get_num_threads()} CPU cores",
+        "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()), "device": device,
         "torch": torch.__version__, "train_seconds": before["train_seconds"] + round(trained.seconds),
         "final_loss": sum(trained.losses[-200:]) / len(trained.losses[-200:]), "metrics": metrics,
     }

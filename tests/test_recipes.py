@@ -311,13 +311,22 @@ def test_the_manifest_is_readable_text(stored):
 
 
 def test_the_sketch_learns_the_mean_of_what_a_caption_may_mean(generator):
-    """Two pictures share a caption, two another: no denoiser can know more of them from noise alone than their mean."""
+    """Two pictures share all that the sketch hears, as two styles of one emoji do, and two others a whole caption: no denoiser
+    can know more of the latter from noise alone than their mean."""
     torch.manual_seed(0)
     x0, vectors = torch.randn(4, 1, 4, 4, generator=generator), torch.nn.functional.normalize(torch.randn(10, 6), dim=1)
-    told = torch.tensor([[[1, 2, -1]], [[1, 2, -1]], [[3, -1, -1]], [[3, -1, -1]]])
-    network = DiT(1, 4, 2, width=16, depth=1, heads=2, captions=Captions(vectors, 3, 16, (1, 4, 4)))
+    told, heard = torch.tensor([[[1, 2, -1]], [[1, 4, -1]], [[3, -1, -1]], [[3, -1, -1]]]), torch.ones(10, 1)
+    heard[[2, 4]] = 0
+    network = DiT(1, 4, 2, width=16, depth=1, heads=2, captions=Captions(vectors, 3, 16, (1, 4, 4), heard))
     model = Preconditioned(network, CosineVP(), V())
     trained = train(recipes.sketched_loss, model, [x0, told], steps=400, batch=128, lr=3e-3, ema=0.9, progress=False).model
     with torch.no_grad():
         sketch = trained.network.captions(torch.tensor([[1, 2, -1], [3, -1, -1], [-1, -1, -1]]), 3)[2]
     torch.testing.assert_close(sketch, torch.stack([x0[:2].mean(0), x0[2:].mean(0), x0.mean(0)]), atol=0.15, rtol=0)
+
+
+def test_the_sketches_of_the_text_to_image_models_are_those_of_no_style():
+    said = [*(f"red apple {style}" for style in data.STYLES), "red apple", "green apple flat"]
+    with torch.no_grad():
+        sketches = recipes.emoji_dit(channels=4).captions(torch.stack([recipes.text.caption(each)[0] for each in said]), 6)[2]
+    assert (sketches[:4] - sketches[4]).abs().max() < 1e-6 < 1e-2 < (sketches[4] - sketches[5]).abs().max()

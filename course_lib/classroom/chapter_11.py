@@ -301,6 +301,8 @@ HINT = Exercise("11.5", "How far to trust the small picture", with_hint, hints, 
     Mistake("standard deviations", _weighed(seen=lambda x, a, sd: a * x / sd, told=lambda c, tau: c / tau,
                                             total=lambda a, sd, tau, s: 1 / s + 1 / tau + a**2 / sd),
             "precisions are one over variances; yours are one over standard deviations"),
+    Mistake("deviations in the precision", _weighed(total=lambda a, sd, tau, s: 1 / s + 1 / tau + a**2 / sd),
+            "your sum of the precisions has standard deviations below the line; in the exponents they stand squared"),
     Mistake("nothing squared", _weighed(seen=lambda x, a, sd: a * x / sd, told=lambda c, tau: c / tau,
                                         total=lambda a, sd, tau, s: 1 / s + 1 / tau + a / sd),
             "nothing is squared with you: a Gaussian's exponent has squares, of the differences and of the deviations"),
@@ -385,14 +387,24 @@ PREDICTIONS = [
         "b": "A step saves so much that the second network is soon paid for; and it is trained once, for all models after it.",
         "c": "Its steps are many, too, but beside a step on pixels each is cheap: it compares no pairs of patches.",
     }),
-    Prediction("11.2", "b", {
-        "a": "The starts are as random, but the words restrict where the paths may end: to one picture, or to dozens.",
-        "b": "The noise settles what the words leave open, and a caption that is said of one picture leaves little open.",
+    Prediction("11.2", "a", {
+        "a": "The noise settles what the words leave open, and a caption that is said of one picture leaves little open.",
+        "b": "The starts are as random, but the words restrict where the paths may end: to one picture, or to dozens.",
         "c": "Its details are many, but settled: in training, these words always came with the same picture.",
     }),
     Prediction("11.3", "b", {
         "a": "Away from a caption would be w below -1: there D_u counts more than once, and D_c with a minus.",
         "b": "D_c - (D_c - D_u) is D_u: no word is heard, and the same noise gives the same picture.",
-        "c": "D_u is a denoiser like any other, and has been trained: it draws some emoji or other.",
+        "c": "D_u is a denoiser like any other and its paths do not diverge; and all three have the same.",
+    }),
+    Prediction("11.4", "c", {
+        "a": "The pair was never seen, but its emoji and its style were, each with others.",
+        "b": "The vectors are near, but 1,233 names are too few to learn what it means to be near.",
+        "c": "The sketch of a pair was learnt from the other styles; a synonym is a vector of which nothing was learnt.",
+    }),
+    Prediction("11.5", "a", {
+        "a": "x_t has the weight alpha^2/sigma^2, c has 1/tau^2: c counts for more until sigma/alpha falls below tau.",
+        "b": "It was trained with noise on c, and so has learnt to go by x_t once that is clearer than c.",
+        "c": "Where signal and noise of x_t are equal, c still is ten times as clear: its noise is a tenth.",
     }),
 ]
