@@ -75,7 +75,7 @@ SAID = ["red apple 3d", "grinning face noto", "yellow heart twemoji", "pizza not
 cond = torch.stack([text.caption(said)[0] for said in SAID]).to(device)
 teacher, autoencoder = (recipes.load(name, device) for name in ("emoji_latent_teacher", "emoji_autoencoder"))
 first = draw(guided(teacher, 2.0), autoencoder.decode, (8, 4, 16, 16), cond, 14, device)
-for ax, picture, said in zip(plotting.panels(8, size=0.8, columns=8), first, SAID):
+for ax, picture, said in zip(plotting.panels(8, size=0.95, columns=8), first, SAID):
     plotting.image_grid(picture[None], 1, ax)
     ax.set_title(textwrap.fill(said, 12), fontsize=6)
 plt.show()
@@ -739,8 +739,8 @@ plt.show()
 # *Three rows of seven: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
 #
 # Read the two medians together. If drawings were much nearer to the training set than real emoji are to one another, they would
-# be copies. They lie farther off, so they are not copies in pixels; but mostly the nearest is the very picture asked for. The
-# layout is remembered, the detail is not. Mind that a *poor* drawing is far from everything, too: to find no copies is no
+# be copies. They lie farther off, so they are not copies in pixels; but for half of them the nearest is the very picture asked
+# for. The layout is remembered, the detail is not. Mind that a *poor* drawing is far from everything, too: to find no copies is no
 # praise. For captions seen in training, the data have one right answer each, so remembering *is* what the loss asks for;
 # only the held-out pairs and the synonyms can tell whether something was understood. The full exam has two rows on this. A near
 # copy is nearer to a training picture, in the judge's features, than 19 of 20 training pictures are to their nearest neighbours:
@@ -968,6 +968,7 @@ plt.show()
 # *Two rows: a held-out picture, then its changes, for falling $t$. From $t$ near 1 little of it is kept, and the words decide; the
 # smaller $t$, the more of the given picture comes back.*
 #
+# At $t=0.86$ the outline is back, and the pizza lies on an apple; over the word "red", green wins only between 0.86 and 0.78.
 # There is no right $t$: faithfulness to the picture is traded for obedience to the words.
 
 # %% [markdown]
