@@ -23,13 +23,14 @@ def png(figure: Figure) -> bytes:
 
 
 def control(name: str, values: Sequence) -> ipywidgets.Widget:
-    """A slider over numbers or a menu of words, starting at the first value; a field to type in, if it is one string."""
+    """A slider over numbers, in their order, or a menu of words; starts at the first value. One string: a field to type in."""
     if isinstance(values, str):
         return ipywidgets.Text(value=values, description=name, continuous_update=False)   # heard at Enter, not at every letter
     if not values:
         raise ValueError(f"{name}: expected at least one value to choose from, got none")
-    kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
-    options = [(v if isinstance(v, str) else f"{v:g}", v) for v in values]
+    words = isinstance(values[0], str)
+    kind = ipywidgets.Dropdown if words else ipywidgets.SelectionSlider
+    options = [(v if words else f"{v:g}", v) for v in (values if words else sorted(values))]
     return kind(options=options, description=name, value=values[0], style={"description_width": "initial"})
 
 
