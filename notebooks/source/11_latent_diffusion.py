@@ -281,17 +281,7 @@ print(f"cat behind dog, dog behind cat: the gists differ by {relative_l2(gists[0
 # colours are thus told, and the transformer's training goes into what a blurry mean lacks. A hidden caption has the sketch of
 # no words at all.
 #
-# One more thought, on captions that *combine* what was met apart. The data draw the same emoji in four styles, and each style
-# has a word. Of some emoji, one style was held out. What would a regression say of a pair that it never met? Whatever it
-# happens to make of that combination of words. So do not ask it: **the sketch does not hear the four words of style.** Write
-# $\bar c$ for the caption without them. Then
-#
-# $$\min_s\ \mathbb E\,\lVert s(\bar c)-z_0\rVert^2 \quad\Rightarrow\quad s(\bar c)=\mathbb E[z_0\mid\bar c] , \tag{11.3}$$
-#
-# the mean over the styles, too: a sketch that the held-out pair *shares* with those that were seen. How a style alters it is
-# left to the transformer, which hears all words and has seen each style on a thousand emoji. Section 4 measures what this is
-# worth. **Is the sketch deaf to the style, and what does it cost?** ("Green apple flat" was held out: guess of which pictures
-# its sketch is the mean.)
+# **What does it cost**, beside a pass of the whole network?
 
 # %%
 def count(network, *inputs):                                    # multiplications and additions
@@ -303,12 +293,36 @@ def count(network, *inputs):                                    # multiplication
 one = captions[:1]
 heard = (one >= 0)[..., None].float()
 whole, part = count(teacher, latents[:1], 0.5, one), count(hears.sketch, hears.vectors[one.clamp(min=0)], heard)
-apples = torch.stack([text.caption(f"green apple {style}")[0] for style in data.STYLES]).to(device)
-assert hears(apples, 4)[2].std(0).max() < 1e-6                  # the same for all styles
 print(f"a pass forwards: {whole / 1e6:.0f} million operations, {part / 1e6:.1f} of them for the sketch: 1 in {whole / part:.0f}")
 
 # %% [markdown]
-# (Of the green apples in the three other styles.)
+# One more thought, on captions that *combine* what was met apart. The data draw the same emoji in four styles, and each style
+# has a word. Of some emoji, one style was held out. What would a regression say of a pair that it never met? Whatever it
+# happens to make of that combination of words. So do not ask it: **the sketch does not hear the four words of style.** Write
+# $\bar c$ for the caption without them. Then
+#
+# $$\min_s\ \mathbb E\,\lVert s(\bar c)-z_0\rVert^2 \quad\Rightarrow\quad s(\bar c)=\mathbb E[z_0\mid\bar c] , \tag{11.3}$$
+#
+# the mean over the styles, too: a sketch that the held-out pair *shares* with those that were seen. How a style alters it is
+# left to the transformer, which hears all words and has seen each style on a thousand emoji. Section 4 measures what this is
+# worth. "Green apple flat" was held out. **Of which pictures is its sketch the mean?** Guess before you look.
+
+# %%
+apples = torch.stack([text.caption(f"green apple {style}")[0] for style in data.STYLES]).to(device)
+s = hears(apples, 4)[2]
+assert s.std(0).max() < 1e-6                                    # the same for all styles
+train_set, known_names = data.emoji("train"), [caption.name for caption in data.emoji_captions()]
+seen = train_set.name == known_names.index("green apple")
+with torch.no_grad():
+    pictures = torch.cat([autoencoder.decode(s[:1]).cpu(), train_set.images[seen]])
+titles = ["sketch", *(data.STYLES[style] for style in train_set.style[seen])]
+for ax, picture, title in zip(plotting.panels(4, size=0.72, columns=4), pictures, titles):
+    plotting.image_grid(picture[None], 1, ax)
+    ax.set_title(title, fontsize=7)
+plt.show()
+
+# %% [markdown]
+# *The sketch of "green apple", in whatever style, and the pictures of it in the training set.*
 #
 # Now hide captions. Guidance needs a second denoiser $D_u$, which is told nothing; as in chapter 06, the same network
 # learns both if the condition is hidden now and then. Here "nothing" is a row of $-1$.
@@ -658,7 +672,7 @@ my_rank = exercise("11.4", my_rank)
 # half are right.
 
 # %%
-train_set, known = data.emoji("train"), data.emoji_captions()
+known = data.emoji_captions()
 flat = (train_set.style == data.STYLES.index("flat")).nonzero()[:, 0]
 gallery = flat[torch.randperm(len(flat), generator=seeded(4))[:1000 if full else 60]]
 asked = gallery[:200 if full else 20]
@@ -971,7 +985,7 @@ my_edit = exercise("11.6", my_edit)
 # given picture win over the word "pizza", in shape, and in colour?
 
 # %%
-pairs, known_names = data.emoji("pairs"), [caption.name for caption in known]
+pairs = data.emoji("pairs")
 is_it = (pairs.name == known_names.index("green apple")) & (pairs.style == data.STYLES.index("flat"))
 original = pairs.images[is_it].to(device)                       # (1, 3, 64, 64)
 long = log_snr_to_zero(16, schedule)
