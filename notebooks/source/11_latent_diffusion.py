@@ -727,9 +727,9 @@ reveal("11.4")
 # many. The right emoji *is* the sketch; the transformer should give it the style, and here it is right no more often than by
 # chance (the standard error is 0.03). So it combines by half: it knows what was asked for, and not how it should look. (The
 # question is severe: three of the four candidates are pictures that it was trained on, and whose mean its sketch is. The
-# sketches are right *less* often than by chance. So the word does pull, but not far enough.) *Synonyms*: no hit in eighty.
-# That two words are near in the table of vectors does not help as long as the model has not learnt to use it; more captions
-# might teach it.
+# sketches are right *less* often than by chance. That the drawings are not may be the word, or a sketch half forgotten: this
+# table cannot tell.) *Synonyms*: no hit in eighty. That two words are near in the table of vectors does not help as long as
+# the model has not learnt to use it; more captions might teach it.
 #
 # Is it the deaf sketch that draws the right emoji for a pair? Our model had a sketch that *heard* the style at first. After
 # 27,800 steps we took its sketch away, trained one that does not hear the style, and went on with all else as it was, at first
