@@ -66,9 +66,9 @@ def _root(root: Path | None) -> Path:
 
 
 def _lab(options, root) -> int:
-    from . import learner
+    from . import lab
 
-    return learner.lab(_root(root), options.port, options.browser)
+    return lab.lab(_root(root), options.port, options.browser)
 
 
 def _list(options, root) -> int:
@@ -104,9 +104,9 @@ def _check(options, root) -> int:
 
 
 def _reset(options, root) -> int:
-    from . import learner
+    from . import copies
 
-    kept = learner.reset(_root(root), options.chapter)
+    kept = copies.reset(_root(root), options.chapter)
     print("a fresh copy is in my/" + (f"; your old one is {kept.name}, beside it" if kept else ""))
     return 0
 

@@ -1,47 +1,19 @@
-"""The learner's own copies in my/: handed out once, never overwritten, checked against the pristine notebooks."""
+"""What a learner has done in my/: checked against the pristine notebooks, carried over, counted."""
 
-import contextlib
-import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from nbformat import NotebookNode
 
-from course_lib import files
-
-from . import notebooks
+from . import copies, notebooks
 
 SECONDS_A_CELL = 300
 SOLVED, WRONG, UNTRIED = "✓", "✗", "·"
-START = "00_start_here.ipynb"
-
-
-def given(root: Path, number: int | None = None) -> list[Path]:
-    """The learner's notebooks as the course ships them; one chapter's where `number` is given."""
-    return notebooks.chapters(root / "notebooks", () if number is None else (number,))
-
-
-def hand_out(root: Path) -> list[Path]:
-    """Copy every chapter that my/ lacks into it; what is there is left alone. Returns the new files."""
-    missing = [path for path in given(root) if not _mine(root, path).exists()]
-    for path in missing:
-        notebooks.write(_mine(root, path), _blank(path))
-    return [_mine(root, path) for path in missing]
-
-
-def reset(root: Path, number: int) -> Path | None:
-    """Put a fresh copy of a chapter into my/; the old one stays beside it under the name that is returned."""
-    [path] = given(root, number)
-    kept = _keep(_mine(root, path))
-    notebooks.write(_mine(root, path), _blank(path))
-    return kept
 
 
 def update(root: Path, number: int) -> list[str]:
@@ -49,30 +21,30 @@ def update(root: Path, number: int) -> list[str]:
 
     The old file stays beside it. Returns what was done, in sentences.
     """
-    [path] = given(root, number)
-    mine = _mine(root, path)
-    if not mine.exists():
+    [path] = copies.given(root, number)
+    own = copies.mine(root, path)
+    if not own.exists():
         return [f"{path.name}: not in my/ yet; `course lab` puts it there"]
-    old, new = notebooks.read(mine), _blank(path)
+    old, new = notebooks.read(own), copies.blank(path)
     if _course(old).get("version") == _course(new)["version"]:
         return [f"{path.name}: up to date"]
     lost = _carry_over(old, new)
-    kept = _keep(mine)
-    notebooks.write(mine, new)
+    kept = copies.keep(own)
+    notebooks.write(own, new)
     return [f"{path.name}: updated with your answers; the old file, with your notes, is {kept.name}",
             *(f"{path.name}: exercise {id} is no longer in the chapter; your answer is in {kept.name}" for id in lost)]
 
 
 def progress(root: Path) -> list[tuple[str, dict[str, str]]]:
     """For each chapter its name and {exercise id: "✓", "✗" or "·"}, as saved in my/."""
-    return [(path.stem, _saved_states(_mine(root, path), notebooks.read(path))) for path in given(root)]
+    return [(path.stem, _saved_states(copies.mine(root, path), notebooks.read(path))) for path in copies.given(root)]
 
 
 def contents(root: Path) -> list[dict]:
     """What each chapter's notebook says of itself: number, title, minutes, needs, shows, exercises {id: title}."""
     return [{"number": notebooks.number(path), **course,
              "exercises": {id: task["title"] for id, task in course["exercises"].items()}}
-            for path in given(root) for course in [_course(notebooks.read(path))]]
+            for path in copies.given(root) for course in [_course(notebooks.read(path))]]
 
 
 # --- course check ----------------------------------------------------------------------------------------------------
@@ -91,11 +63,11 @@ def check(root: Path, number: int) -> list[Result]:
 
     Nothing else is taken from my/: a saved wrong output or a changed check cell counts for nothing.
     """
-    [path] = given(root, number)
-    mine = _mine(root, path)
-    if not mine.exists():
-        raise ValueError(f"{mine} does not exist; `course lab` puts the chapter there")
-    saved, pristine = notebooks.read(mine), notebooks.read(path)
+    [path] = copies.given(root, number)
+    own = copies.mine(root, path)
+    if not own.exists():
+        raise ValueError(f"{own} does not exist; `course lab` puts the chapter there")
+    saved, pristine = notebooks.read(own), notebooks.read(path)
     lost = [id for id in notebooks.by_role(pristine, "exercise") if id not in notebooks.by_role(saved, "exercise")]
     for role in ("exercise", "predict"):
         _copy_sources(notebooks.by_role(saved, role), notebooks.by_role(pristine, role))
@@ -158,77 +130,7 @@ def _plain(text: str) -> str:
     return re.sub(r"(\x1b|#x1B)\[[0-9;]*m", "", text)
 
 
-# --- JupyterLab ------------------------------------------------------------------------------------------------------
-
-def lab(root: Path, port: int | None = None, browser: bool = True) -> int:
-    """Hand out what is missing and serve JupyterLab on the first chapter until stopped; returns its exit status.
-
-    Without a display, or with browser=False, it prints the address and opens nothing.
-    """
-    hand_out(root)
-    # By its default address, not as a file argument: only then does the printed address lead to the notebook as well.
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", f"--LabApp.default_url=/lab/tree/my/{START}"]
-    command += [f"--port={port}"] if port else []
-    command += [] if browser and _has_browser() else ["--no-browser"]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command += ["--allow-root"]         # in a container one is often root; the server listens on this machine only
-    with tempfile.TemporaryDirectory() as folder:
-        server = subprocess.Popen(command, cwd=root, env=_quiet_lab(root, Path(folder)))
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):    # Ctrl-C is Jupyter's to handle; it asks before stopping
-                return server.wait()
-
-
-def _quiet_lab(root: Path, folder: Path) -> dict[str, str]:
-    """An environment in which JupyterLab asks no news and draws whole notebooks; the user's own settings stay as they are.
-
-    Drawing only what is on the screen, its default, makes a page of figures jump under the reader.
-    """
-    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
-                "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
-    text = json.dumps(settings).encode("utf-8")
-    files.atomic_write(folder / "labconfig" / "default_setting_overrides.json", lambda file: file.write(text))
-    paths = [str(folder), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
-    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])     # `course` in its terminal
-    return notebooks.environment(root, JUPYTER_CONFIG_PATH=os.pathsep.join(paths), PATH=commands)
-
-
-def _has_browser() -> bool:
-    """Is there a browser with a screen to show it on?"""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return False
-    try:
-        webbrowser.get()
-    except webbrowser.Error:
-        return False
-    return True
-
-
 # --- files and answers -----------------------------------------------------------------------------------------------
-
-def _mine(root: Path, path: Path) -> Path:
-    return root / "my" / path.name
-
-
-def _blank(path: Path) -> NotebookNode:
-    """The shipped notebook without the expected text: in my/ an output is something the learner's own code printed."""
-    notebook = notebooks.read(path)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return notebook
-
-
-def _keep(path: Path) -> Path | None:
-    """Copy the file to the first free name of the form 04_name-old-1.ipynb; None if there is no file to keep."""
-    if not path.exists():
-        return None
-    count = 1
-    while (kept := path.with_name(f"{path.stem}-old-{count}.ipynb")).exists():
-        count += 1
-    files.atomic_write(kept, lambda file: file.write(path.read_bytes()))
-    return kept
-
 
 def _carry_over(old: NotebookNode, new: NotebookNode) -> list[str]:
     """Put the answers of `old` into `new`; returns the ids of those that find no place."""

@@ -1,12 +1,11 @@
 """my/ and the course command: nothing of the learner's is lost, and nothing but a right function counts as solved."""
 
-import json
 import types
 
 import pytest
 from nbformat import v4
 
-from course_lib.classroom import build, cli, learner, notebooks
+from course_lib.classroom import build, cli, copies, learner, notebooks
 
 RIGHT = {"97.1": "def my_line(x, slope):\n    return slope.reshape(-1, *[1] * (x.ndim - 1)) * x",
          "97.2": "def my_shift(x, by):\n    return x + by"}
@@ -19,7 +18,7 @@ def mine(course):
 
 def save(course, change):
     """Hand out if need be, let `change(notebook)` edit the learner's notebook, save it."""
-    learner.hand_out(course)
+    copies.hand_out(course)
     notebook = notebooks.read(mine(course))
     change(notebook)
     notebooks.write(mine(course), notebook)
@@ -102,24 +101,7 @@ def test_checking_before_the_hand_out_says_what_to_do(course, capsys):
     assert "`course lab` puts the chapter there" in capsys.readouterr().err
 
 
-# --- my/ ---------------------------------------------------------------------------------------------------------
-
-def test_the_hand_out_never_overwrites(course):
-    assert learner.hand_out(course) == [mine(course)]
-    assert not any(cell.get("outputs") for cell in notebooks.read(mine(course)).cells)
-    save(course, solve)
-    before = mine(course).read_bytes()
-    assert learner.hand_out(course) == [] and mine(course).read_bytes() == before
-
-
-def test_reset_keeps_every_old_file(course, capsys):
-    save(course, solve)
-    old = mine(course).read_bytes()
-    assert cli.main(["reset", "97"], course) == 0 and cli.main(["reset", "97"], course) == 0
-    assert "97_lines-old-2.ipynb" in capsys.readouterr().out
-    assert (course / "my" / "97_lines-old-1.ipynb").read_bytes() == old
-    assert "NotImplementedError" in notebooks.by_role(notebooks.read(mine(course)), "exercise")["97.1"].source
-
+# --- update and progress -----------------------------------------------------------------------------------------
 
 def test_update_carries_answers_over(course):
     save(course, answering(one=RIGHT["97.1"]))
@@ -190,26 +172,6 @@ def test_build_check_reports_by_its_exit_status(course, capsys):
 def test_unknown_chapters_are_one_line_on_stderr(course, capsys):
     assert cli.main(["reset", "5"], course) == 2
     assert capsys.readouterr().err.startswith("course: no chapter 5 in ")
-
-
-def test_lab_serves_quietly_from_the_root(course, monkeypatch):
-    """The server's command and environment; JupyterLab itself is driven in tests/browser."""
-    started = {}
-
-    class Server:
-        def __init__(self, command, cwd, env):
-            started.update(command=command, cwd=cwd, settings=json.loads(
-                (learner.Path(env["JUPYTER_CONFIG_PATH"].split(learner.os.pathsep)[0])
-                 / "labconfig" / "default_setting_overrides.json").read_text()))
-
-        def wait(self):
-            return 0
-
-    monkeypatch.setattr(learner.subprocess, "Popen", Server)
-    assert cli.main(["lab", "--port", "9999", "--no-browser"], course) == 0
-    assert started["cwd"] == course and mine(course).exists()
-    assert {"--LabApp.default_url=/lab/tree/my/00_start_here.ipynb", "--port=9999", "--no-browser"} <= set(started["command"])
-    assert started["settings"]["@jupyterlab/apputils-extension:notification"] == {"fetchNews": "false"}
 
 
 @pytest.mark.parametrize("command, module, table",
