@@ -1,6 +1,7 @@
 """Set-up: one list of requirements told in four places must agree, and a second `make` must not touch the network."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,12 @@ def test_the_citation_has_the_version_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
+
+
+def test_the_readme_installs_the_cpu_build_of_the_pinned_version():
+    """Another version would be replaced by the build with CUDA as soon as `make lab` meets the constraint."""
+    [line] = re.findall(r"pip install (torch\S*) --index-url \S+/whl/cpu\n", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert bounds([line])["torch"] == CONSTRAINTS["torch"]
 
 
 def test_the_command_is_installed():
