@@ -378,7 +378,7 @@ def _unshaped(task: Exercise, function: Callable, yours: list[Outcome], expected
     own) fails one of the three.
     """
     stopped = [i for i in wrong if "must match the size of tensor" in str(yours[i].error)]
-    square = [i for i in wrong if not yours[i].error
+    square = [i for i in wrong if yours[i].tensors and expected[i].tensors
               and all(e.ndim > 1 and e.shape[0] == e.shape[-1] for e in expected[i].tensors)]
     if not stopped or len(stopped) + len(square) < len(wrong):
         return False
@@ -390,8 +390,8 @@ def _unshaped(task: Exercise, function: Callable, yours: list[Outcome], expected
 
 def _right_by_rows(task: Exercise, function: Callable, i: int, expected: Outcome) -> bool:
     """Does the function, asked for one row of case i at a time, give the rows of the expected result?"""
-    (seed, case), lengths = task._drawn[i], {len(e) if e.ndim else 0 for e in expected.tensors}
-    B = min(lengths)
+    (seed, case), lengths = task._drawn[i], {len(e) if e.ndim else 0 for e in expected.tensors or ()}
+    B = min(lengths, default=0)
     if B == 0 or len(lengths) > 1:          # a number for the whole batch has no rows
         return False
     rows = (_attempt(task, function, seed, tuple(_row(value, row, B) for value in case)) for row in range(B))
