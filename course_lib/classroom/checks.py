@@ -326,13 +326,19 @@ def _same_inputs(after, before) -> bool:
 def _explains(task: Exercise, known: list[Outcome], yours: list[Outcome], expected: list[Outcome]) -> bool:
     """Does the mistake give the learner's results wherever it differs from the reference (and differ somewhere)?
 
-    Where the learner's function fails, the mistake must fail too, so that a crash elsewhere gets no wrong hint. Cases
-    that the reference refuses with an error count for mistakes that show nowhere else.
+    Where the learner's function fails, the mistake must fail too (or give NaN where an assertion of the learner's stops
+    it), so that a crash elsewhere gets no wrong hint. Only if
+    a mistake shows nowhere but where the reference itself refuses with an error do such cases count, and then all do.
     """
     triples = list(zip(known, yours, expected))
     telling = [(k, y) for k, y, e in triples if not e.error and (y.error or not _agree(task, k, e))]
-    telling = telling or [(k, y) for k, y, e in triples if not _agree(task, k, e)]
-    return bool(telling) and all(_agree(task, k, y) for k, y in telling)
+    if not telling and not all(_agree(task, k, e) for k, _, e in triples):
+        telling = [(k, y) for k, y, _ in triples]
+    return bool(telling) and all(_agree(task, k, y) or _asserted(k, y) for k, y in telling)
+
+
+def _asserted(known: Outcome, yours: Outcome) -> bool:
+    return isinstance(yours.error, AssertionError) and any(not x.isfinite().all() for x in known.tensors or ())
 
 
 def _agree(task: Exercise, a: Outcome, b: Outcome) -> bool:
@@ -431,8 +437,8 @@ def _trouble(task: Exercise, yours: Outcome, expected: Outcome) -> str:
 
 
 def _gap(task: Exercise, yours: list[Outcome], expected: list[Outcome]) -> str:
-    """The largest difference over all cases and both values there, in brackets; empty where nothing can be compared."""
-    pairs = [(y, e) for a, b in zip(yours, expected) if a.tensors and b.tensors
+    """The largest difference where results differ, and both values there, in brackets; empty where nothing can be compared."""
+    pairs = [(y, e) for a, b in zip(yours, expected) if a.tensors and b.tensors and not _agree(task, a, b)
              for y, e in zip(a.tensors, b.tensors) if y.shape == e.shape and y.numel()]
     worst = [((y - e).abs().flatten().nan_to_num(nan=-1.0), y.flatten(), e.flatten()) for y, e in pairs]
     if not worst:

@@ -419,6 +419,17 @@ def test_a_case_that_the_reference_refuses_must_be_refused():
     assert verdict.message == "your function should have stopped with AssertionError here, on inputs x: (2,)"
 
 
+def test_an_assertion_of_the_learners_finds_what_would_be_nan():
+    def asserts(x):
+        assert (x >= 1).all()
+        return (x - 1).sqrt()
+
+    task = checks.Exercise("97.9", "", lambda x: x.sqrt(), lambda g: [(torch.tensor([4.0]),), (torch.tensor([0.5, 4.0]),)], [
+        checks.Mistake("one less", lambda x: (x - 1).sqrt(), "one less")])
+    assert checks.judge(task, asserts).mistake is task.mistakes[0]
+    assert checks.judge(task, lambda x: asserts(x) if (x >= 1).all() else x.nothing).mistake is None
+
+
 def test_unknown_ids_are_named():
     with pytest.raises(ValueError, match=r"there is no exercise 97\.7; its chapter has 97\.1, 97\.2"):
         exercise("97.7", right)
