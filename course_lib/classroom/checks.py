@@ -56,7 +56,8 @@ class Exercise:
     cases: `cases(generator)` gives argument tuples drawn from a torch.Generator on the CPU: vary schedules, shapes
         ((B, 2), (B, 1, 8, 8)) and batch sizes; include batch size 1 and larger ones that differ from the last length, so
         that a value per row which was not reshaped shows. Where the reference raises an error, the answer must, too.
-    mistakes: known wrong answers; the first that explains the learner's results gives its hint.
+    mistakes: known wrong answers; the first that explains all of the learner's results, or half of the wrong ones, gives
+        its hint.
     tips: graded hints; the first is added at the second failed attempt, the next at the third, and so on.
     call: `call(function, *case)` runs one case and gives a tensor, a number, or a tuple of these; by default
         `function(*case)`. Torch's global generator is seeded alike before every call.
@@ -144,9 +145,9 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
     wrong = [i for i, (y, e) in enumerate(zip(yours, expected)) if _trouble(task, y, e)]
     if not wrong:                                   # a right answer need not wait until all mistakes have been run
         return _priced(task, yours, expected)
-    for mistake in task.mistakes:
-        if _explains(task, _remembered(task, mistake.wrong), yours, expected):
-            return Verdict("wrong", mistake.hint.rstrip(". ") + _gap(task, yours, expected), mistake)
+    mistake = _recognised(task, yours, expected, len(wrong))
+    if mistake:
+        return Verdict("wrong", mistake.hint.rstrip(". ") + _gap(task, yours, expected), mistake)
     return _compared(task, function, yours, expected, wrong)
 
 
@@ -323,18 +324,34 @@ def _same_inputs(after, before) -> bool:
 
 # --- comparing outcomes ----------------------------------------------------------------------------------------------
 
-def _explains(task: Exercise, known: list[Outcome], yours: list[Outcome], expected: list[Outcome]) -> bool:
-    """Does the mistake give the learner's results wherever it differs from the reference (and differ somewhere)?
+def _recognised(task: Exercise, yours: list[Outcome], expected: list[Outcome], wrong: int) -> Mistake | None:
+    """The first mistake that gives the learner's results throughout; else the first that explains half of the wrong ones."""
+    partly = None
+    for mistake in task.mistakes:
+        explained, throughout = _explained(task, _remembered(task, mistake.wrong), yours, expected)
+        if explained and throughout:
+            return mistake
+        if partly is None and 2 * explained >= wrong:
+            partly = mistake
+    return partly
 
-    Where the learner's function fails, the mistake must fail too (or give NaN where an assertion of the learner's stops
-    it), so that a crash elsewhere gets no wrong hint. Only if
-    a mistake shows nowhere but where the reference itself refuses with an error do such cases count, and then all do.
+
+def _explained(task: Exercise, known: list[Outcome], yours: list[Outcome], expected: list[Outcome]) -> tuple[int, bool]:
+    """In how many cases the mistake tells why the learner's result is wrong, and whether the two never differ.
+
+    None, if the learner's is another one in any case where the mistake's differs from the reference's. Where the
+    learner's function fails, the mistake must fail too (or give NaN where an assertion of the learner's stops it), so
+    that a crash elsewhere gets no wrong hint. Only if a mistake shows nowhere but where the reference itself refuses with
+    an error do such cases count, and then all do.
     """
-    triples = list(zip(known, yours, expected))
-    telling = [(k, y) for k, y, e in triples if not e.error and (y.error or not _agree(task, k, e))]
-    if not telling and not all(_agree(task, k, e) for k, _, e in triples):
-        telling = [(k, y) for k, y, _ in triples]
-    return bool(telling) and all(_agree(task, k, y) or _asserted(k, y) for k, y in telling)
+    triples = [(k, y, e) for k, y, e in zip(known, yours, expected) if not e.error]
+    if all(_agree(task, k, e) for k, _, e in triples):
+        triples = list(zip(known, yours, expected))
+        if not all(_agree(task, k, y) for k, y, _ in triples):
+            return 0, False
+    alike = [_agree(task, k, y) or _asserted(k, y) for k, y, _ in triples]
+    telling = [same for same, (k, y, e) in zip(alike, triples) if y.error or not _agree(task, k, e)]
+    return (len(telling) if all(telling) else 0), all(alike)
 
 
 def _asserted(known: Outcome, yours: Outcome) -> bool:
