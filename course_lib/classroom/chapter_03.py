@@ -16,10 +16,11 @@ from .predictions import Prediction
 
 
 def places(generator: torch.Generator) -> Iterator[tuple]:
-    """D, x, t with a time per row."""
+    """D, x, t with a time per row; the last states are in single precision, as networks have them."""
     for schedule in SCHEDULES:
         for shape in SHAPES:
             yield Blob(schedule), normal(generator, *shape), between(generator, 0.2, 0.95, shape[0])
+    yield Blob(SCHEDULES[1]), normal(generator, 3, 2).float(), between(generator, 0.2, 0.8, 3)
 
 
 def _slope(combine):
