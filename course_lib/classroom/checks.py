@@ -83,8 +83,8 @@ class Exercise:
         return _draw(self)
 
     @functools.cached_property
-    def _known(self) -> "dict[Callable, list[Outcome]]":
-        """What the course's own functions gave on the cases: they are run once, however often a learner tries."""
+    def _known(self) -> "dict[tuple[Callable, int], Outcome]":
+        """What the course's own functions gave on each case: they are run once, however often a learner tries."""
         return {}
 
 
@@ -141,7 +141,7 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
                                 "over elements that a tensor operation could replace?")
     if any(isinstance(outcome.error, NotImplementedError) for outcome in yours):
         return Verdict("untried")
-    expected = _remembered(task, task.reference)
+    expected = _expected(task)
     wrong = [i for i, (y, e) in enumerate(zip(yours, expected)) if _trouble(task, y, e)]
     if not wrong:                                   # a right answer need not wait until all mistakes have been run
         return _priced(task, yours, expected)
@@ -229,10 +229,15 @@ def _outcomes(task: Exercise, function: Callable) -> list[Outcome]:
     return [_attempt(task, function, seed, case) for seed, case in task._drawn]
 
 
-def _remembered(task: Exercise, function: Callable) -> list[Outcome]:
-    if function not in task._known:
-        task._known[function] = _outcomes(task, function)
-    return task._known[function]
+def _expected(task: Exercise) -> list[Outcome]:
+    return [_remembered(task, task.reference, i) for i in range(len(task._drawn))]
+
+
+def _remembered(task: Exercise, function: Callable, i: int) -> Outcome:
+    """The outcome of case i for a function of the course's own."""
+    if (function, i) not in task._known:
+        task._known[function, i] = _attempt(task, function, *task._drawn[i])
+    return task._known[function, i]
 
 
 def _attempt(task: Exercise, function: Callable, seed: int, case: tuple) -> Outcome:
@@ -328,7 +333,7 @@ def _recognised(task: Exercise, yours: list[Outcome], expected: list[Outcome], w
     """The first mistake that gives the learner's results throughout; else the first that explains half of the wrong ones."""
     partly = None
     for mistake in task.mistakes:
-        explained, throughout = _explained(task, _remembered(task, mistake.wrong), yours, expected)
+        explained, throughout = _explained(task, mistake, yours, expected)
         if explained and throughout:
             return mistake
         if partly is None and 2 * explained >= wrong:
@@ -336,22 +341,27 @@ def _recognised(task: Exercise, yours: list[Outcome], expected: list[Outcome], w
     return partly
 
 
-def _explained(task: Exercise, known: list[Outcome], yours: list[Outcome], expected: list[Outcome]) -> tuple[int, bool]:
+def _explained(task: Exercise, mistake: Mistake, yours: list[Outcome], expected: list[Outcome]) -> tuple[int, bool]:
     """In how many cases the mistake tells why the learner's result is wrong, and whether the two never differ.
 
-    None, if the learner's is another one in any case where the mistake's differs from the reference's. Where the
-    learner's function fails, the mistake must fail too (or give NaN where an assertion of the learner's stops it), so
-    that a crash elsewhere gets no wrong hint. Only if a mistake shows nowhere but where the reference itself refuses with
-    an error do such cases count, and then all do.
+    None, if the learner's is another one in any case where the mistake's differs from the reference's; the cases after it
+    are not run. Where the learner's function fails, the mistake must fail too (or give NaN where an assertion of the
+    learner's stops it), so that a crash elsewhere gets no wrong hint. Only if a mistake shows nowhere but where the
+    reference itself refuses with an error do such cases count, and then all do.
     """
-    triples = [(k, y, e) for k, y, e in zip(known, yours, expected) if not e.error]
-    if all(_agree(task, k, e) for k, _, e in triples):
-        triples = list(zip(known, yours, expected))
-        if not all(_agree(task, k, y) for k, y, _ in triples):
-            return 0, False
-    alike = [_agree(task, k, y) or _asserted(k, y) for k, y, _ in triples]
-    telling = [same for same, (k, y, e) in zip(alike, triples) if y.error or not _agree(task, k, e)]
-    return (len(telling) if all(telling) else 0), all(alike)
+    telling, throughout = 0, True
+    refused = [i for i, e in enumerate(expected) if e.error]
+    for i, (y, e) in enumerate(zip(yours, expected)):
+        if not e.error:
+            known = _remembered(task, mistake.wrong, i)
+            alike = _agree(task, known, y) or _asserted(known, y)
+            tells = bool(y.error) or not _agree(task, known, e)
+            if tells and not alike:
+                return 0, False
+            telling, throughout = telling + tells, throughout and alike
+    if not telling and throughout and all(_agree(task, _remembered(task, mistake.wrong, i), yours[i]) for i in refused):
+        telling = sum(not _agree(task, yours[i], expected[i]) for i in refused)
+    return telling, throughout
 
 
 def _asserted(known: Outcome, yours: Outcome) -> bool:
