@@ -210,7 +210,7 @@ LIKELIHOOD = Exercise("3.4", "The log-density along the flow", euler_log_likelih
     Mistake("mean of the rows", lambda *case: euler_log_likelihood(*case).mean(),
             "you averaged over the rows; one log-density a row"),
 ], tips=["`for t, u in pairwise(ts)` runs through the pairs of neighbouring times, from data to noise",
-         "two things are updated in a step, x and the sum; the prior comes after the loop"])
+         "two things are updated in a step, x and the sum; the prior comes after the loop"], free=["log_prior"])
 
 
 # --- 3.5 -------------------------------------------------------------------------------------------------------------

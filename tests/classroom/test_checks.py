@@ -430,6 +430,28 @@ def test_an_assertion_of_the_learners_finds_what_would_be_nan():
     assert checks.judge(task, lambda x: asserts(x) if (x >= 1).all() else x.nothing).mistake is None
 
 
+def test_a_mistake_that_explains_all_goes_before_one_that_explains_some():
+    def cases(generator):
+        for n in (1, 2, 3, 4, 5, 6):
+            yield (n,)
+
+    task = checks.Exercise("97.9", "", lambda n: n, cases, [
+        checks.Mistake("large ones", lambda n: n + 1 if n > 3 else n, "some"),
+        checks.Mistake("a single one", lambda n: n + 1 if n == 2 else n, "one"),
+        checks.Mistake("all but one", lambda n: n + 1 if n > 1 else n, "most")])
+    assert checks.judge(task, lambda n: n + 1 if n > 1 else n).mistake.name == "all but one"
+    assert checks.judge(task, lambda n: n + 1 if n > 3 else n + 2 if n == 1 else n).mistake.name == "large ones"
+    assert checks.judge(task, lambda n: n + 1 if n == 2 else n + 2 if n > 3 else n).mistake is None
+
+
+def test_a_difference_is_shown_where_results_differ(capsys):
+    def fails(x, slope):
+        assert len(x) < 4
+        return right(x, slope) * (1 + 1e-7)
+
+    assert "largest difference" not in line_of(capsys, fails)
+
+
 def test_unknown_ids_are_named():
     with pytest.raises(ValueError, match=r"there is no exercise 97\.7; its chapter has 97\.1, 97\.2"):
         exercise("97.7", right)
