@@ -162,7 +162,7 @@ def _others(task: Exercise, function: Callable):
     names, own = _globals(function), {}
     for id, answer in _answers.items():
         if id != task.id and id.split(".")[0] == task.id.split(".")[0]:
-            own |= {name: banks.exercise(id).reference for name, value in names.items()
+            own |= {name: banks.exercise(id).reference for name, value in list(names.items())
                     if value is answer or (callable(value) and name == getattr(answer, "__name__", None))}
     before = {name: names[name] for name in own}
     names.update(own)

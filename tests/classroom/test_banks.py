@@ -37,12 +37,16 @@ def test_the_solutions_are_accepted(path):
 
 def answered(id: str, *changes: str) -> checks.Verdict:
     """What the judge says of a solution in which some code, changes[0::2], is replaced by other code, changes[1::2]."""
-    path = next(path for path in SOLUTIONS if notebooks.number(path) == int(id.split(".")[0]))
+    path = solution(id)
     source = sources(path)[id]
     for old, new in zip(changes[::2], changes[1::2], strict=True):
         assert source.count(old), old
         source = source.replace(old, new)
     return checks.judge(banks.exercise(id), function_of(path, source))
+
+
+def solution(id: str) -> Path:
+    return next(path for path in SOLUTIONS if notebooks.number(path) == int(id.split(".")[0]))
 
 
 def function_of(path: Path, source: str):
@@ -183,6 +187,21 @@ def test_likely_slips_get_the_hint_that_is_theirs(id, old, new, name):
     verdict = answered(id, old, new)
     assert verdict.status == "wrong" and "right for batch size 1 only" not in verdict.message
     assert (verdict.mistake and verdict.mistake.name) == name, verdict.message
+
+
+@pytest.mark.parametrize("before, id", [("5.1", "5.2"), ("7.1", "7.2"), ("11.3", "11.6")])
+def test_an_answer_is_not_blamed_for_one_that_it_builds_on(before, id):
+    def flawed(*arguments):
+        return torch.zeros(1)
+
+    path = solution(id)
+    space, name = dict(definitions(path)), ast.parse(sources(path)[before]).body[-1].name
+    exec(sources(path)[id], space)
+    answer = space[ast.parse(sources(path)[id]).body[-1].name]
+    space[name] = flawed
+    assert checks.judge(banks.exercise(id), answer).status == "wrong"
+    checks._answers[before] = flawed
+    assert checks.judge(banks.exercise(id), answer).status == "solved" and space[name] is flawed
 
 
 def test_a_clamp_under_the_root_is_found():
