@@ -116,12 +116,14 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
 # --- 2.3 -------------------------------------------------------------------------------------------------------------
 
 def one_step(generator: torch.Generator) -> Iterator[tuple]:
-    """D, x, t, s, z with a time per row; t - s is never small."""
+    """D, x, t, s, z with a time per row; t - s is never small. The last states are in single precision, as networks have them."""
     for schedule in SCHEDULES:
         for shape in SHAPES:
             t = between(generator, 0.5, 0.95, shape[0])
             s = t * between(generator, 0.2, 0.8, shape[0])
             yield Blob(schedule), normal(generator, *shape), t, s, normal(generator, *shape)
+    t = between(generator, 0.5, 0.95, 3)
+    yield Blob(SCHEDULES[1]), normal(generator, 3, 2).float(), t, t * between(generator, 0.2, 0.8, 3), normal(generator, 3, 2).float()
 
 
 def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,10 +16,11 @@ from .predictions import Prediction
 
 
 def places(generator: torch.Generator) -> Iterator[tuple]:
-    """D, x, t with a time per row."""
+    """D, x, t with a time per row; the last states are in single precision, as networks have them."""
     for schedule in SCHEDULES:
         for shape in SHAPES:
             yield Blob(schedule), normal(generator, *shape), between(generator, 0.2, 0.95, shape[0])
+    yield Blob(SCHEDULES[1]), normal(generator, 3, 2).float(), between(generator, 0.2, 0.8, 3)
 
 
 def _slope(combine):
@@ -209,7 +210,7 @@ LIKELIHOOD = Exercise("3.4", "The log-density along the flow", euler_log_likelih
     Mistake("mean of the rows", lambda *case: euler_log_likelihood(*case).mean(),
             "you averaged over the rows; one log-density a row"),
 ], tips=["`for t, u in pairwise(ts)` runs through the pairs of neighbouring times, from data to noise",
-         "two things are updated in a step, x and the sum; the prior comes after the loop"])
+         "two things are updated in a step, x and the sum; the prior comes after the loop"], free=["log_prior"])
 
 
 # --- 3.5 -------------------------------------------------------------------------------------------------------------

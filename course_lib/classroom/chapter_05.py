@@ -54,6 +54,14 @@ SWEEP = Exercise("5.1", "One sweep of Picard's iteration", picard_sweep, traject
             "you return n states; the start X_0 belongs to the trajectory too, in front"),
     Mistake("increments added to the old states", lambda path, y: torch.cat([path[:1], path[1:] + _increments(path, y).cumsum(0)]),
             "the running sum replaces the old states; you added it to them"),
+    Mistake("increments added to the states above", lambda path, y: torch.cat([path[:1], path[:-1] + _increments(path, y).cumsum(0)]),
+            "each of your sums starts from the old state above it; they all start from X_0"),
+    Mistake("one increment late", lambda path, y: torch.cat([path[:1], path[:1], path[:1] + _increments(path, y).cumsum(0)[:-1]]),
+            "your sums come one state late: X_1 has the first increment in it already"),
+    Mistake("summed from below", lambda path, y: torch.cat([path[:1], path[:1] + _increments(path, y).flip(0).cumsum(0).flip(0)]),
+            "every state gets the increments below it; it needs those above it"),
+    Mistake("summed over entries", lambda path, y: torch.cat([path[:1], path[:1] + _increments(path, y).cumsum(-1)]),
+            "your sum runs along the entries of a state; the steps are dimension 0"),
     Mistake("residuals summed from the start", lambda path, y: torch.cat([path[:1], path[0] + (y - path[1:]).cumsum(0)]),
             "an increment is the step's result minus the state that it started from, X_j; you subtracted X_{j+1}"),
     Mistake("results summed", lambda path, y: torch.cat([path[:1], path[0] + y.cumsum(0)]),
@@ -122,6 +130,8 @@ FROZEN = Exercise("5.2", "A sweep whose noise stands still", frozen, noisy_grids
             "noise is drawn again in every sweep, and averaging it makes it fainter: draw once, before the first sweep"),
     Mistake("one draw for all steps", lambda D, ts, step, draw: _frozen_with(D, ts, step, torch.stack([draw()] * (len(ts) - 1))),
             "all steps get one and the same noise; each step needs its own"),
+    Mistake("a single draw", lambda D, ts, step, draw: _frozen_with(D, ts, step, draw()),
+            "your z is the noise of a single step; stack one draw for each of them"),
     Mistake("one draw too many", lambda D, ts, step, draw: _frozen_with(D, ts, step, torch.stack([draw() for _ in ts])[1:]),
             "there are n + 1 times but only n steps, and you threw the first draw away: the sequential sampler uses it"),
     Mistake("last draw left over", lambda D, ts, step, draw: _frozen_with(D, ts, step, torch.stack([draw() for _ in ts])[:-1]),
@@ -164,6 +174,32 @@ SETTLED = Exercise("5.3", "How far the window may slide", settled, changes, [
             "you count every state that hardly moved, also below one that still moves: what stands on moving ground has not settled"),
     Mistake("maybe none", lambda change, noise, tolerance: _settled(_rms(change).amax(1) <= tolerance * noise, least=0),
             "the first state of the window has been made from an exact neighbour, so it settles whatever it moved by: at least one"),
+    Mistake("argmax of none", lambda change, noise, tolerance: int((_rms(change).amax(1) > tolerance * noise).long().argmax()),
+            "argmax finds the first that moved; where none did it says 0, and all have settled (where the first did, one has)"),
+    Mistake("argmax of none, at least one", lambda change, noise, tolerance: max(
+        1, int((_rms(change).amax(1) > tolerance * noise).long().argmax())),
+            "what do you answer if no state moved too much? Then all of them settle, not one"),
+    Mistake("one too few", lambda change, noise, tolerance: _settled(_rms(change).amax(1) <= tolerance * noise) - 1 or 1,
+            "you stop one state before the first that moved too much; that one still counts"),
+    Mistake("up to the last calm one", lambda change, noise, tolerance: max(
+        [1, *(int(j) + 1 for j in (_rms(change).amax(1) <= tolerance * noise).nonzero())]),
+            "you let all states settle down to the last calm one, also restless ones in between"),
+    Mistake("the calmest sample", lambda change, noise, tolerance: _settled(_rms(change).amin(1) <= tolerance * noise),
+            "the sample that moved least decides with you; it is the worst one that must be calm"),
+    Mistake("mean absolute change", lambda change, noise, tolerance: _settled(
+        change.flatten(2).abs().mean(2).amax(1) <= tolerance * noise),
+            "you take the mean of absolute values; the root mean square was asked for, which large entries dominate"),
+    Mistake("standard deviation", lambda change, noise, tolerance: _settled(change.flatten(2).std(2).amax(1) <= tolerance * noise),
+            "a standard deviation takes the mean off first, and so misses a change that is the same in all entries"),
+    Mistake("the last axis only", lambda change, noise, tolerance: _settled(
+        change.square().mean(-1).sqrt().flatten(1).amax(1) <= tolerance * noise),
+            "your mean runs over the last axis only, a row of a picture; it must run over all entries of a state"),
+    Mistake("divided by the unit", lambda change, noise, tolerance: _settled(_rms(change).amax(1) <= tolerance / noise),
+            "the tolerance is a share *of* the unit: with more noise more may change"),
+    Mistake("the mean unit", lambda change, noise, tolerance: _settled(_rms(change).amax(1) <= tolerance * noise.mean()),
+            "you measure all states in one mean unit; each has that of its own step"),
+    Mistake("no tolerance", lambda change, noise, tolerance: _settled(_rms(change).amax(1) <= noise),
+            "you compare with the whole unit; where is the tolerance?"),
     Mistake("one too many", lambda change, noise, tolerance: min(
         len(noise), 1 + _settled(_rms(change).amax(1) <= tolerance * noise, least=0)),
             "you count the first state that moved too much as settled"),
@@ -221,6 +257,13 @@ def _unshaped(slopes, residuals):
     return torch.stack(all_u)
 
 
+def _one_axis(slopes, residuals):
+    u, all_u = torch.zeros_like(residuals[0]), []
+    for a, r in zip(slopes, residuals):
+        all_u.append(u := a[:, None] * u + r)
+    return torch.stack(all_u)
+
+
 CARRY = Exercise("5.4", "Corrections carried down the grid", carry, recursions, [
     Mistake("Picard", lambda slopes, residuals: residuals.cumsum(0),
             "that is Picard: every correction is passed on in full. Where do the slopes enter?"),
@@ -234,6 +277,25 @@ CARRY = Exercise("5.4", "Corrections carried down the grid", carry, recursions, 
             "the slope multiplies the wrong term: a correction from above passes through the step, the residual arises behind it"),
     Mistake("slope of the step before", _shifted,
             "what comes from state j passes through step j; you multiplied by the slope of the step above"),
+    Mistake("slope of the step after", lambda slopes, residuals: carry(torch.cat([slopes[1:], slopes[-1:]]), residuals),
+            "your slopes are one step ahead: what arrives at step j passes through step j, with a_j"),
+    Mistake("from the bottom", lambda slopes, residuals: carry(slopes.flip(0), residuals.flip(0)),
+            "you begin with the last step; corrections pass from the start down"),
+    Mistake("starts from a residual", lambda slopes, residuals: carry(slopes, torch.cat([
+        residuals[:1] + slopes[0].reshape(-1, *[1] * (residuals.ndim - 2)) * residuals[:1], residuals[1:]])),
+            "you start from u = r_1, and then add r_1 once more; before the first step nothing is to be corrected"),
+    Mistake("no residual", lambda slopes, residuals: torch.zeros_like(residuals),
+            "all your corrections are 0: where does the first one come from?"),
+    Mistake("sign of what is carried", _recursion(lambda a, u, r, before: r - a * u),
+            "you subtract what is carried; a state that was too low makes the next one too low as well"),
+    Mistake("what the slope leaves", _recursion(lambda a, u, r, before: (1 - a) * u + r),
+            "you carry on 1 - a of the correction; the slope is the share that comes through"),
+    Mistake("summed again", lambda slopes, residuals: carry(slopes, residuals).cumsum(0),
+            "you sum the corrections; u holds already what comes from all steps above"),
+    Mistake("only the last", lambda slopes, residuals: carry(slopes, residuals)[-1],
+            "you return the last correction; all n are asked for"),
+    Mistake("one new axis for pictures too", _one_axis,
+            "right for points; a slope of shape (B,) needs as many new axes as a state has behind the first, for pictures three"),
     Mistake("kept too early", lambda slopes, residuals: torch.cat([torch.zeros_like(residuals[:1]), carry(slopes, residuals)[:-1]]),
             "your list begins with u_0, which is 0, and lacks the last correction: keep each u after (5.8), not before it"),
     Mistake("slopes unshaped", _unshaped,
@@ -258,6 +320,14 @@ def _parareal(nodes, fine, coarse, rule):
     new = [nodes[0]]
     for m in range(len(nodes) - 1):
         new.append(rule(fine(m, nodes[m]), coarse(m, new[m]), coarse(m, nodes[m])))
+    return torch.stack(new)
+
+
+def _with_next(nodes, fine, rule):
+    """A sweep with rule(m, new node above, old node below, fine from the old node above)."""
+    new = [nodes[0]]
+    for m in range(len(nodes) - 1):
+        new.append(rule(m, new[m], nodes[m + 1], fine(m, nodes[m])))
     return torch.stack(new)
 
 
@@ -302,6 +372,18 @@ PARAREAL = Exercise("5.5", "Parareal's correction", corrected, blocks, [
             "your fine solve starts from the new node, so there is nothing left to correct (and every block waits for the one above it)"),
     Mistake("coarse from the next node", _one_too_far,
             "both coarse steps lead through block m: from the new node m, and from node m as it was"),
+    Mistake("coarse to the next node", lambda nodes, fine, coarse: _with_next(
+        nodes, fine, lambda m, new, below, end: end + coarse(m, new) - coarse(m, below)),
+            "the coarse step that you subtract starts from node m+1; both lead through block m, and start above it"),
+    Mistake("the old node for a coarse step", lambda nodes, fine, coarse: _with_next(
+        nodes, fine, lambda m, new, below, end: end + coarse(m, new) - below),
+            "you subtract the old node itself; what is due is a coarse step from the old node above it"),
+    Mistake("the old node corrected", lambda nodes, fine, coarse: _with_next(
+        nodes, fine, lambda m, new, below, end: below + coarse(m, new) - coarse(m, nodes[m])),
+            "you correct the old node; it is the end of the fine solve that is corrected"),
+    Mistake("fine from the next node", lambda nodes, fine, coarse: _parareal(
+        nodes, lambda m, x: fine(m, nodes[m + 1]), coarse, lambda end, now, before: end + now - before),
+            "your fine solve of block m starts at its lower end; it starts from node m"),
     Mistake("sign of the correction", lambda nodes, fine, coarse: _parareal(nodes, fine, coarse, lambda end, now, before: end - now + before),
             "the correction has the wrong sign: coarse from the new node, minus coarse from the old one"),
     Mistake("correction without subtraction", lambda nodes, fine, coarse: _parareal(nodes, fine, coarse, lambda end, now, before: end + now),
@@ -368,6 +450,32 @@ CHOICE = Exercise("5.6", "Share out the people, or the steps?", how_much_sooner,
             "people come whole: the busiest device has more than the average, and everybody's wait is counted until the last is served"),
     Mistake("rounded down", _ratio(lambda model, n, people, devices: model.sequential(n, max(1, people // devices)), None),
             "you count the people on the idlest device; the busiest one is last to finish"),
+    Mistake("rounded", _ratio(lambda model, n, people, devices: model.sequential(n, max(1, round(people / devices))), None),
+            "you round to the nearest; if people are left over, somebody has one more, however few are left"),
+    Mistake("always one more", _ratio(lambda model, n, people, devices: model.sequential(n, people // devices + 1), None),
+            "you add one even where the people can be shared out evenly"),
+    Mistake("time shared out", _ratio(lambda model, n, people, devices: model.sequential(n, people) / devices, None),
+            "you divide the time of one device by their number; but latency is not shared, and people come whole"),
+    Mistake("rounds for steps", lambda model, n, rounds, *rest: how_much_sooner(model, rounds, rounds, *rest),
+            "the first way is sequential: it takes all n steps, not the rounds of the second"),
+    Mistake("evaluations for steps", lambda model, n, rounds, evaluations, *rest: how_much_sooner(
+        model, evaluations, rounds, evaluations, *rest),
+            "the first way is sequential, with n evaluations in a row; E counts those of the second"),
+    Mistake("the busiest device's people", _ratio(None, lambda model, n, rounds, evaluations, people, devices: model.parallel(
+        rounds, evaluations, -(-people // devices), devices)),
+            "in the second way everybody's rows are shared out by step; you gave it the people of one device only"),
+    Mistake("people twice", _ratio(None, lambda model, n, rounds, evaluations, people, devices: model.parallel(
+        rounds, evaluations * people, people, devices)),
+            "model.parallel multiplies by its batch already; you have the people in it twice"),
+    Mistake("devices twice", _ratio(None, lambda model, n, rounds, evaluations, people, devices: model.parallel(
+        rounds, evaluations / devices, people, devices)),
+            "model.parallel shares the rows out already; you have the devices in it twice"),
+    Mistake("one parallel run after the other", _ratio(None, lambda model, n, rounds, evaluations, people, devices: (
+        people * model.parallel(rounds, evaluations, 1, devices))),
+            "the second way draws all pictures in *one* run, so the rounds are waited for once, not once a person"),
+    Mistake("difference", lambda model, n, rounds, evaluations, people, devices: _shared(
+        model, n, people, devices) - _together(model, n, rounds, evaluations, people, devices),
+            "that is how many seconds sooner; *times* sooner is a ratio"),
     Mistake("upside down", lambda *case: 1 / how_much_sooner(*case),
             "your ratio is upside down: how many times *sooner* is the time of the first way over that of the second"),
     Mistake("rows of one person", _ratio(None, lambda model, n, rounds, evaluations, people, devices: model.parallel(

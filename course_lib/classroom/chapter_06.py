@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, eps, guided, levels, per_row, score
-from ..sampling import Counted
 from ..schedules import Schedule
 from .chapter_02 import SCHEDULES, SHAPES, between, normal
 from .checks import Exercise, Mistake
@@ -76,24 +75,12 @@ def weighted(generator: torch.Generator) -> Iterator[tuple]:
         yield *case, between(generator, 0.5, 4.0).item()
 
 
-def calls_too(function: Callable, D: Denoiser, *rest) -> tuple[Tensor, int]:
-    """The function's x0_hat, and how often it called D."""
-    counted = Counted(D)
-    x0 = function(counted, *rest)
-    return x0, counted.depth
-
-
 def _at_once(mix, u_label: int = -1):
     """mix(D_c, D_u, w) of one batched call."""
     def wrong(D, x, t, cond, w):
         c, u = D(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, torch.full_like(cond, u_label)])).chunk(2)
         return mix(c, u, w)
     return wrong
-
-
-def _in_turn(mix):
-    """mix(D_c, D_u, w) of two calls."""
-    return lambda D, x, t, cond, w: mix(D(x, t, cond), D(x, t), w)
 
 
 def _scale(c, u, w):
@@ -140,16 +127,8 @@ GUIDED = Exercise("6.2", "Guidance in one call", composite, weighted, [
             "that is D_u alone: neither half got the label"),
     Mistake("noise", _noise_of_the_composite,
             "you return the guided noise; asked for is the guided guess"),
-    Mistake("two calls", _in_turn(lambda c, u, w: c + w * (c - u)),
-            "the values are right, but D was called twice; stack both halves with torch.cat and call it once"),
-    Mistake("two calls, the other convention", _in_turn(_scale),
-            "with your formula w = 1 is conditional, and w = 0 should be; after that, make one call of the two"),
-    Mistake("two calls, sign", _in_turn(_away),
-            "your step leads from D_c towards D_u, the wrong way; after that, make one call of the two"),
-    Mistake("two calls, swapped", _in_turn(_swapped),
-            "D_c and D_u have changed places; after that, make one call of the two"),
 ], tips=["x, t and the labels all get twice as many rows; `torch.full_like(cond, -1)` is a row of no labels",
-         "`.chunk(2)` cuts the answer into its two halves"], call=calls_too)
+         "`.chunk(2)` cuts the answer into its two halves"], count_calls=True)
 
 
 # --- 6.3 -------------------------------------------------------------------------------------------------------------

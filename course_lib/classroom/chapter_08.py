@@ -36,10 +36,11 @@ class End:
 
 
 def clouds(generator: torch.Generator) -> Iterator[tuple]:
-    """x, times (B,), schedule, mean, std."""
+    """x, times (B,), schedule, mean, std; and one time for all rows, in single precision."""
     for schedule, shape in zip(SCHEDULES, SHAPES):
         mean, std = between(generator, -1, 1).item(), between(generator, 0.2, 1.5).item()
         yield normal(generator, *shape), between(generator, 0.05, 0.95, shape[0]), schedule, mean, std
+    yield normal(generator, 3, 2).float(), between(generator, 0.3, 0.8), SCHEDULES[1], 0.4, 0.7
 
 
 def _placed(formula):
@@ -69,6 +70,30 @@ END = Exercise("8.1", "The end of the path, for a Gaussian", end_of_path, clouds
             "you end at the right place of a Gaussian around 0; the data's has its own centre"),
     Mistake("noise only", _placed(lambda x, a, s, w, m, c: m + c / s * (x - a * m)),
             "x_t is wider than its noise alone: the data contributes to its width"),
+    Mistake("variance for width", _placed(lambda x, a, s, w, m, c: m + c / w**2 * (x - a * m)),
+            "you divide by the variance of x_t; its width is the root of that"),
+    Mistake("back to the faded centre", _placed(lambda x, a, s, w, m, c: a * m + c / w * (x - a * m)),
+            "you put the place back around the centre of x_t; at the end of the path the centre is that of the data"),
+    Mistake("not centred", _placed(lambda x, a, s, w, m, c: m + c / w * x),
+            "the place is measured from the centre of x_t, and you measure it from 0"),
+    Mistake("centre forgotten", _placed(lambda x, a, s, w, m, c: c / w * x),
+            "right for data around 0; where does the mean come in, before the stretching and after it?"),
+    Mistake("data of width 1", _placed(lambda x, a, s, w, m, c: m + c / (a**2 + s**2).sqrt() * (x - a * m)),
+            "your width of x_t is that of data of width 1: where is c in it?"),
+    Mistake("noise not squared", _placed(lambda x, a, s, w, m, c: m + c / (a**2 * c**2 + s).sqrt() * (x - a * m)),
+            "under the root you add a standard deviation, the noise's, to a variance"),
+    Mistake("data's width not squared", _placed(lambda x, a, s, w, m, c: m + c / (a**2 * c + s**2).sqrt() * (x - a * m)),
+            "under the root the data's width is not squared; variances are what adds"),
+    Mistake("units for a place", _placed(lambda x, a, s, w, m, c: m + (x - a * m) / w),
+            "you add the place in units of 1 to the mean; one unit in the data is c long"),
+    Mistake("data's variance", _placed(lambda x, a, s, w, m, c: m + c**2 / w * (x - a * m)),
+            "you stretch by the data's variance; a place is so many *standard deviations* from the centre"),
+    Mistake("not measured", _placed(lambda x, a, s, w, m, c: m + c * (x - a * m)),
+            "you multiply by the width of the data, and have not divided by the width of x_t"),
+    Mistake("faded data", _placed(lambda x, a, s, w, m, c: m + a * c / w * (x - a * m)),
+            "you scale to the width alpha c; at t = 0 the data has not faded"),
+    Mistake("mirrored", _placed(lambda x, a, s, w, m, c: m - c / w * (x - a * m)),
+            "your points land on the other side of the centre: a path keeps its place, sign included"),
     Mistake("the noise taken off", _placed(lambda x, a, s, w, m, c: x / a),
             "you only undo the fading; the noise is still in there"),
     Mistake("standard normal place", _placed(lambda x, a, s, w, m, c: (x - a * m) / w),
@@ -115,6 +140,20 @@ def _raised(sigma, sigma_min):
     return sigma + sigma_min
 
 
+def _of_skip(change):
+    def wrong(sigma, sigma_min, sigma_data):
+        skip, out = coefficients_from(sigma, sigma_min, sigma_data)
+        return change(skip, sigma_data), out
+    return wrong
+
+
+def _of_out(change):
+    def wrong(sigma, sigma_min, sigma_data):
+        skip, out = coefficients_from(sigma, sigma_min, sigma_data)
+        return skip, change(out, sigma_data)
+    return wrong
+
+
 BOUNDARY = Exercise("8.2", "The identity at the smallest noise", coefficients_from, noise_levels, [
     Mistake("identity at 0", _pair(_as_is, _as_is, _as_is),
             "yours is the identity at sigma = 0, but this model is never asked there: its paths end at sigma_min"),
@@ -134,6 +173,20 @@ BOUNDARY = Exercise("8.2", "The identity at the smallest noise", coefficients_fr
     Mistake("width not squared", lambda sigma, sigma_min, sigma_data: (
         sigma_data / ((sigma - sigma_min) ** 2 + sigma_data), coefficients_from(sigma, sigma_min, sigma_data)[1]),
             "in c_skip the data's width comes in squared, like the noise beside it"),
+    Mistake("way backwards", _pair(_shifted, lambda sigma, sigma_min: sigma_min - sigma, _as_is),
+            "your c_out is negative: the way to the end is sigma minus sigma_min"),
+    Mistake("out without the data's width", _of_out(lambda out, sigma_data: out / sigma_data),
+            "in c_out the factor sigma_data is missing"),
+    Mistake("width squared in out", _of_out(lambda out, sigma_data: out * sigma_data),
+            "in c_out sigma_data comes once; its square belongs to c_skip"),
+    Mistake("width not squared above the line", _of_skip(lambda skip, sigma_data: skip / sigma_data),
+            "above the line of c_skip the width is not squared, so that it is not 1 at sigma_min"),
+    Mistake("one above the line", _of_skip(lambda skip, sigma_data: skip / sigma_data**2),
+            "above the line of c_skip stands 1 with you; it must be what stands below it at sigma_min"),
+    Mistake("root in skip", _of_skip(lambda skip, sigma_data: sigma_data * skip.sqrt()),
+            "below the line of c_skip there is no root"),
+    Mistake("the other share", _of_skip(lambda skip, sigma_data: 1 - skip),
+            "your c_skip is 0 at sigma_min and 1 far away; near the end x itself is to be kept"),
     Mistake("swapped", lambda sigma, sigma_min, sigma_data: coefficients_from(sigma, sigma_min, sigma_data)[::-1],
             "right, but in the wrong order: first c_skip, then c_out"),
 ], tips=["put sigma = sigma_min into your two results: they must be 1 and 0",
@@ -163,14 +216,16 @@ def training_loss(f: nn.Module, slow: nn.Module, x0: Tensor, noise: Tensor, t: T
 
 
 def _loss(f, slow, x0, noise, t, r, *, noise_at_r=None, distance=pseudo_huber, weight=lambda t, r: 1 / (t - r),
-          target=lambda f, slow, x_t, x_r, x0, t, r: slow(x_r, r).detach(), answer=lambda f, x_t, x_r, t, r: f(x_t, t)):
-    """The loss with one ingredient replaced."""
+          target=lambda f, slow, x_t, x_r, x0, t, r: slow(x_r, r).detach(), answer=lambda f, x_t, x_r, t, r: f(x_t, t),
+          faded_t=lambda alpha_t: alpha_t, alpha=lambda at_t, at_r: at_r, sigma=lambda at_t, at_r: at_r,
+          mean=lambda weight, each: (weight * each).mean()):
+    """The loss with one ingredient replaced; alpha and sigma choose the levels of x_r."""
     (alpha_t, sigma_t), (alpha_r, sigma_r) = levels(f, x0, t), levels(f, x0, r)
-    x_t = alpha_t * x0 + sigma_t * noise
-    x_r = alpha_r * x0 + sigma_r * (noise if noise_at_r is None else noise_at_r(noise))
+    x_t = faded_t(alpha_t) * x0 + sigma_t * noise
+    x_r = alpha(alpha_t, alpha_r) * x0 + sigma(sigma_t, sigma_r) * (noise if noise_at_r is None else noise_at_r(noise))
     d = answer(f, x_t, x_r, t, r) - target(f, slow, x_t, x_r, x0, t, r)
     each = pseudo_huber(d, HUBER) if distance is pseudo_huber else distance(d)
-    return (weight(t, r) * each).mean()
+    return mean(weight(t, r), each)
 
 
 def lessons(generator: torch.Generator) -> Iterator[tuple]:
@@ -218,6 +273,24 @@ TRAINING = Exercise("8.3", "Consistency training", training_loss, lessons, [
             "with x_0 for a target this is the denoising loss, and its minimiser is the blur"),
     Mistake("f teaches itself", _wrong(target=lambda f, slow, x_t, x_r, x0, t, r: f(x_r, r).detach()),
             "the target comes from f as it stands; it is the slow copy that teaches"),
+    Mistake("both at t", _wrong(target=lambda f, slow, x_t, x_r, x0, t, r: slow(x_t, t).detach()),
+            "both sides are asked about x_t at t, so that nothing comes from the side of the data"),
+    Mistake("the copy sees the picture", _wrong(target=lambda f, slow, x_t, x_r, x0, t, r: slow(x0, r).detach()),
+            "you show the copy the clean picture and tell it the time r; it must see a state with the noise of r"),
+    Mistake("f told r", _wrong(answer=lambda f, x_t, x_r, t, r: f(x_t, r)),
+            "f sees x_t, which is at time t, and is told r"),
+    Mistake("x_t not faded", _wrong(faded_t=torch.ones_like),
+            "in x_t the picture has not faded: a state at t holds alpha(t) times it"),
+    Mistake("signal of t at r", _wrong(alpha=lambda at_t, at_r: at_t),
+            "your x_r has the signal level of t"),
+    Mistake("noise of t at r", _wrong(sigma=lambda at_t, at_r: at_t),
+            "your x_r has as much noise as x_t; at r there is less"),
+    Mistake("weight squared", _wrong(weight=lambda t, r: 1 / (t - r) ** 2),
+            "you divide by the square of the gap; the distance falls with the gap itself"),
+    Mistake("one weight for all", _wrong(mean=lambda weight, each: each.mean() / (1 / weight).mean()),
+            "you divide the mean distance by the mean gap; every pair has its own gap, so divide first and take the mean then"),
+    Mistake("no mean", _wrong(mean=lambda weight, each: weight * each),
+            "you return a number for each row; a loss is one number, their mean"),
     Mistake("square", _wrong(distance=lambda d: d.flatten(1).square().mean(1)),
             "you took the mean square; here the distance is `pseudo_huber(d, 0.1)`"),
     Mistake("sum over the batch", lambda *case: _loss(*case) * len(case[2]),
@@ -264,6 +337,14 @@ def _transposed(f, x, t, slope):
     return by_time + torch.func.vjp(lambda x: f(x, t), x)[1](slope)[0]
 
 
+def _summed(combine):
+    """What combine(gradient of the sum of f by x, derivative of f by t, slope) gives."""
+    def wrong(f, x, t, slope):
+        by_time = torch.func.jvp(f, (x, t), (torch.zeros_like(x), torch.ones_like(t)))[1]
+        return combine(torch.func.grad(lambda x: f(x, t).sum())(x), by_time, slope)
+    return wrong
+
+
 RATE = Exercise("8.4", "The total derivative", total_rate, motions, [
     Mistake("x held still", _tangents(lambda x, t, slope: (torch.zeros_like(x), torch.ones_like(t))),
             "that is the partial derivative: the clock runs, but x stands still. On a path both move"),
@@ -277,6 +358,20 @@ RATE = Exercise("8.4", "The total derivative", total_rate, motions, [
             "you add the slope of x itself; what counts is how much f changes when x moves so, the Jacobian times the slope"),
     Mistake("transposed", _transposed,
             "you multiply by the transposed Jacobian (a vector-Jacobian product, as in backpropagation); here its columns are wanted"),
+    Mistake("clock backwards", _tangents(lambda x, t, slope: (slope, -torch.ones_like(t))),
+            "x goes forwards and your clock backwards: dt/dt is +1"),
+    Mistake("ones for the slope", _tangents(lambda x, t, slope: (torch.ones_like(x), torch.ones_like(t))),
+            "your x moves by one everywhere; the direction in which it moves is the slope"),
+    Mistake("slope times t", _tangents(lambda x, t, slope: (per_row(t, x) * slope, torch.ones_like(t))),
+            "you multiply the slope by t; the tangent is a rate, per unit of time"),
+    Mistake("gradient of a sum", _summed(lambda gradient, by_time, slope: gradient * slope),
+            "the gradient of the summed output mixes all outputs, and the clock stands still; the Jacobian times the slope is a jvp"),
+    Mistake("gradient of a sum, and the clock", _summed(lambda gradient, by_time, slope: gradient * slope + by_time),
+            "the gradient of the summed output mixes all outputs; each entry of f has a derivative of its own along the slope"),
+    Mistake("partial times slope", _summed(lambda gradient, by_time, slope: by_time * slope),
+            "you multiply the derivative by t with the slope of x; the slope belongs to the derivative by x"),
+    Mistake("a coarse difference", lambda f, x, t, slope: (f(x + 0.01 * slope, t + 0.01) - f(x, t)) / 0.01,
+            "a difference over a step of 0.01 is near the derivative, and not it; jvp is exact, and costs no step"),
     Mistake("tangent x", _tangents(lambda x, t, slope: (x, torch.ones_like(t))),
             "the tangent of x is the direction in which it moves, the slope; you gave x itself"),
     Mistake("tangent t", _tangents(lambda x, t, slope: (slope, t)),
@@ -339,12 +434,42 @@ MULTISTEP = Exercise("8.5", "Consistency sampling in several steps", multistep, 
             "z is multiplied by the variance; it must be the standard deviation sigma"),
     Mistake("f asked at s", lambda f, x, ts, noise: _asked_at_s(f, x, ts, noise),
             "x is at time t, so f must be told t; you told it s"),
+    Mistake("own noise", _walk(lambda f, x, guess, t, s, z: _mixed(f, guess, s, s, torch.randn_like(z))),
+            "you drew noise of your own; use the z that was handed in"),
+    Mistake("noise from the end", lambda f, x, ts, noise: multistep(f, x, ts, noise.flip(0)),
+            "the noise is used in the opposite order: step i takes noise[i]"),
+    Mistake("bare guess", _walk(lambda f, x, guess, t, s, z: guess),
+            "you hand on the guess itself; f will be told the time s, so it must see a state with the signal and noise of s"),
+    Mistake("state for the guess", lambda f, x, ts, noise: _unasked(f, x, ts, noise),
+            "you mix the old state with new noise, and f is never asked"),
+    Mistake("noise faded, too", _walk(lambda f, x, guess, t, s, z: levels(f, x, s)[0] * (guess + levels(f, x, s)[1] * z)),
+            "alpha multiplies the guess only; your noise is too weak"),
+    Mistake("levels swapped", _walk(lambda f, x, guess, t, s, z: levels(f, x, s)[1] * guess + levels(f, x, s)[0] * z),
+            "alpha and sigma have changed places: at s = 0 yours is nothing but noise"),
+    Mistake("noised before asking", lambda f, x, ts, noise: _noised_first(f, x, ts, noise),
+            "you mix first and ask then, so that the first x is made noisier than it is, and f is told the time behind it"),
+    Mistake("right for VP only", _walk(lambda f, x, guess, t, s, z: levels(f, x, s)[0] * guess + (1 - levels(f, x, s)[0] ** 2).sqrt() * z),
+            "1 - alpha^2 is sigma^2 for variance-preserving schedules only"),
+    Mistake("unit noise", _walk(lambda f, x, guess, t, s, z: levels(f, x, s)[0] * guess + z),
+            "your noise has the standard deviation 1 at every time; at s it is sigma(s), and at 0 nothing"),
     Mistake("noise added to x", _walk(lambda f, x, guess, t, s, z: x + levels(f, x, s)[1] * z),
             "you add noise to the old state; the guess of f is nowhere used"),
     Mistake("no noise", _walk(lambda f, x, guess, t, s, z: levels(f, x, s)[0] * guess),
             "a state at time s has noise of the level sigma(s); yours is clean, and f will be misled"),
 ], tips=["a loop over `zip(pairwise(ts), noise)` gives t, s and z",
          "inside it: the guess f(x, t), then `levels(f, x, s)` to mix it with z"])
+
+
+def _unasked(f, x, ts, noise):
+    for s, z in zip(ts[1:], noise):
+        x = _mixed(f, x, s, s, z)
+    return x
+
+
+def _noised_first(f, x, ts, noise):
+    for s, z in zip(ts[1:], noise):
+        x = f(_mixed(f, x, s, s, z), s)
+    return x
 
 
 def _asked_at_s(f, x, ts, noise):
@@ -408,6 +533,29 @@ AVERAGE = Exercise("8.6", "The average over two legs", average_of_two, legs, [
     Mistake("first leg for the whole time", lambda u, z, t, m, r: _average(
         u, z, t, m, r, second=lambda u, z_, z_m, t, m, r: u(z - per_row(t - r, z) * u(z, t, m), m, r)),
             "the first leg lasts from t to m only; you moved z as if it lasted to r"),
+    Mistake("the end", _changed(second=lambda u, z, z_m, t, m, r: (u(z_m, m, r), z), mix=lambda a, b, v, w: w[1] - a * v - b * w[0]),
+            "that is where the journey ends; asked is its average velocity, the way by the time"),
+    Mistake("the direct end", lambda u, z, t, m, r: z - per_row(t - r, z) * u(z, t, r),
+            "that is where u's own long way ends; asked is a velocity, put together from two shorter ways"),
+    Mistake("brackets", _changed(mix=lambda a, b, v, w: a * v + b * w / (a + b)),
+            "only the second part is divided by the whole time: brackets around the sum of the two ways"),
+    Mistake("time backwards", _changed(mix=lambda a, b, v, w: -(a * v + b * w) / (a + b)),
+            "you divide by r - t, which is negative: durations are t - m, m - r and t - r"),
+    Mistake("second leg only", _changed(mix=lambda a, b, v, w: w),
+            "that is the velocity of the second leg alone"),
+    Mistake("way for a place", _changed(move=lambda z, h, v: h * v),
+            "the second leg starts at a place, z minus the way; you start it at the way"),
+    Mistake("moved for the second leg's time", lambda u, z, t, m, r: _average(
+        u, z, t, m, r, second=lambda u, z_, z_m, t, m, r: u(z - per_row(m - r, z) * u(z, t, m), m, r)),
+            "you move z for the duration of the second leg; on the first leg t - m passes"),
+    Mistake("second leg backwards", _changed(second=lambda u, z, z_m, t, m, r: u(z_m, r, m)),
+            "in your second call the two times are the wrong way round: it starts at m and goes to r"),
+    Mistake("second leg to t", _changed(second=lambda u, z, z_m, t, m, r: u(z_m, m, t)),
+            "your second leg goes from m back to t"),
+    Mistake("first leg asked for the whole", _changed(first=lambda u, z, t, m, r: u(z, t, r)),
+            "your first call asks for the way from t to r; the first leg ends at m"),
+    Mistake("second duration negative", _changed(mix=lambda a, b, v, w: (a * v - b * w) / (a - b)),
+            "the second leg's duration has the wrong sign: it is m - r"),
     Mistake("asked directly", lambda u, z, t, m, r: u(z, t, r),
             "you ask u for the long way itself; the point is to teach it that from two shorter ways"),
     Mistake("times in the wrong order", _changed(first=lambda u, z, t, m, r: u(z, m, t)),

@@ -307,6 +307,8 @@ def noisy_codes(generator: torch.Generator) -> Iterator[tuple]:
             codes, alpha, sigma = normal(generator, K, d), schedule.alpha(t), schedule.sigma(t)
             start = codes[torch.randint(K, (B,), generator=generator)]
             yield alpha * start + sigma * normal(generator, B, d), codes, alpha, sigma
+    t = torch.tensor(0.05, dtype=torch.float64)                                         # and far from all codes
+    yield 6 * normal(generator, 3, 4), normal(generator, 5, 4), CosineVP().alpha(t), CosineVP().sigma(t)
 
 
 SOFT = Exercise("10.6", "The denoiser of a vocabulary", soft_rounding, noisy_codes, [
@@ -328,6 +330,8 @@ SOFT = Exercise("10.6", "The denoiser of a vocabulary", soft_rounding, noisy_cod
             "with you the farthest code is the most probable: look at the sign of the exponent"),
     Mistake("noise level forgotten", _rounded(logits=lambda d2, sigma: -d2 / 2),
             "your probabilities do not know how noisy x is: where does sigma enter?"),
+    Mistake("in linear space", _rounded(weights=lambda logits: logits.exp() / logits.exp().sum(1, keepdim=True)),
+            "far from all codes, with little noise, every exp() is 0, and 0/0 is NaN; softmax takes the largest exponent off first"),
     Mistake("over the batch", _rounded(weights=lambda logits: logits.softmax(0)),
             "your probabilities add up to one over the rows of the batch; they must do so over the codes"),
     Mistake("not normalised", _rounded(weights=lambda logits: logits.exp()),

@@ -10,7 +10,7 @@ from ..autoencoders import Autoencoder
 from ..denoiser import Denoiser, guided, levels, per_row
 from ..fast_samplers import ddim, dpm_solver_pp
 from ..sampling import last
-from ..schedules import CosineVP, LinearVP, Schedule, log_snr_to_zero
+from ..schedules import CosineVP, Flow, LinearVP, Schedule, log_snr_to_zero
 from ..text import LENGTH
 from .chapter_02 import between, normal
 from .checks import Exercise, Mistake
@@ -67,6 +67,21 @@ GIST = Exercise("11.1", "The gist of a caption", gist, worded, [
             "you divide by the right number, but the sum has word number 0 wherever there is none"),
     Mistake("divided by twelve", _said(over=lambda total, there: total / LENGTH),
             "you divide by the twelve places; a caption of one word would be a twelfth of that word"),
+    Mistake("divided twice", _said(over=lambda total, there: total / LENGTH / there.sum(1).clamp(min=1)),
+            "your first line is a mean over the twelve places already, and you divide it once more by the number of words"),
+    Mistake("the words of the batch", _said(over=lambda total, there: total / there.sum().clamp(min=1)),
+            "you divide by the words of all captions together; each counts its own"),
+    Mistake("one word more", _said(over=lambda total, there: total / (there.sum(1) + 1)),
+            "you divide by one word more than there is: the divisor is to be *at least* 1, and not one more"),
+    Mistake("divided by the captions", _said(over=lambda total, there: total / len(total)),
+            "you divide by the number of captions; asked for is a mean over the words of each"),
+    Mistake("root of the number", _said(over=lambda total, there: total / there.sum(1).clamp(min=1).sqrt()),
+            "you divide by the root of the number of words; a mean divides by the number"),
+    Mistake("at most one", _said(over=lambda total, there: total / there.sum(1).clamp(max=1)),
+            "`clamp(max=1)` keeps what is below 1; the divisor must be *at least* 1"),
+    Mistake("what is not there", _said(there=lambda cond: (cond < 0)[..., None].float(), over=lambda total, there: (
+        total / (LENGTH - there.sum(1)).clamp(min=1))),
+            "you add up the places where no word is"),
     Mistake("sum", _said(over=lambda total, there: total),
             "that is the sum; a long caption would shout"),
     Mistake("nothing divided by nothing", _said(over=lambda total, there: total / there.sum(1)),
@@ -111,6 +126,18 @@ DROP = Exercise("11.2", "Captions dropped at random", drop_captions, captioned, 
             "0 is a word like any other; the sign for no word is -1"),
     Mistake("the whole batch", lambda captions, u, p: torch.where(u[0] < p, -1, captions),
             "you decide once for the whole batch; every row has a draw of its own"),
+    Mistake("a share one minus p", lambda captions, u, p: torch.where((u < 1 - p)[:, None], -1, captions),
+            "you drop a share 1 - p"),
+    Mistake("own draws", lambda captions, u, p: torch.where((torch.rand(len(captions)) < p)[:, None], -1, captions),
+            "you draw numbers of your own; the draws u were handed in"),
+    Mistake("place by place", lambda captions, u, p: torch.where(torch.rand(captions.shape) < p, -1, captions),
+            "you drop single words, by draws of your own; a row loses all its words or none, by its u"),
+    Mistake("one subtracted", lambda captions, u, p: captions - (u < p)[:, None].long(),
+            "you subtract 1 from the word numbers, which makes other words of them; the sign for no word is -1"),
+    Mistake("sign turned", lambda captions, u, p: torch.where((u < p)[:, None], -captions, captions),
+            "you turn the sign of the word numbers; no word is -1 in every place"),
+    Mistake("if anybody's", lambda captions, u, p: torch.where((u < p).any(), -1, captions),
+            "if a single row is to be dropped, you drop all of them"),
     Mistake("rows taken out", lambda captions, u, p: captions[u >= p],
             "you take the rows out of the batch; they stay, and only their words go"),
     Mistake("the first word", _only(slice(0, 1)), "only the first word goes; without a condition means without any word"),
@@ -162,6 +189,9 @@ def noises(generator: torch.Generator) -> Iterator[tuple]:
     for B, n, schedule in ((1, 4, CosineVP()), (2, 3, LinearVP()), (5, 6, CosineVP())):
         yield (Spoken(schedule), Bent(), captions_of(B, generator), between(generator, 1.5, 3).item(),
                log_snr_to_zero(n, schedule), normal(generator, B, 2, 2, 4))
+    for B, schedule in ((3, CosineVP()), (2, Flow())):                                  # x is a state halfway down
+        yield (Spoken(schedule), Bent(), captions_of(B, generator), between(generator, 1.5, 3).item(),
+               log_snr_to_zero(6, schedule)[3:], normal(generator, B, 2, 2, 4))
 
 
 def _at_every_step(D, autoencoder, cond, weight, ts, x):
@@ -202,6 +232,35 @@ DRAW = Exercise("11.3", "Words to a picture", draw, noises, [
             "your pictures do not depend on the weight: where is the guided denoiser?"),
     Mistake("the other convention", lambda D, autoencoder, cond, weight, ts, x: draw(D, autoencoder, cond, weight - 1, ts, x),
             "with you, weight 1 is conditional; here the weight counts what comes on top, so 0 is"),
+    Mistake("one more", lambda D, autoencoder, cond, weight, ts, x: draw(D, autoencoder, cond, weight + 1, ts, x),
+            "you add 1 to the weight; `guided` counts what comes on top of the conditional guess already"),
+    Mistake("away from the caption", lambda D, autoencoder, cond, weight, ts, x: draw(D, autoencoder, cond, -weight, ts, x),
+            "your weight has the wrong sign: you are guided away from the caption"),
+    Mistake("latents weighted", lambda D, autoencoder, cond, weight, ts, x: autoencoder.decode(weight * _latents(D, cond, 0.0, ts, x)),
+            "you multiply the latents by the weight; guidance combines two guesses at every step"),
+    Mistake("scaled to the start", lambda D, autoencoder, cond, weight, ts, x: draw(
+        D, autoencoder, cond, weight, ts, D.schedule.sigma(ts[0]).to(x) * x),
+            "you multiply x by sigma(ts[0]); x is the state at ts[0] as it is, wherever the grid begins"),
+    Mistake("own noise", lambda D, autoencoder, cond, weight, ts, x: draw(D, autoencoder, cond, weight, ts, torch.randn_like(x)),
+            "you draw noise of your own; start from the x that is handed in"),
+    Mistake("noise through the autoencoder", lambda D, autoencoder, cond, weight, ts, x: draw(
+        D, autoencoder, cond, weight, ts, autoencoder.encode(autoencoder.decode(x))),
+            "your noise goes through the autoencoder first; it has the shape of latents already"),
+    Mistake("last step left out", lambda D, autoencoder, cond, weight, ts, x: draw(D, autoencoder, cond, weight, ts[:-1], x),
+            "your grid lacks its last time, so that noise is left in the latents when you decode"),
+    Mistake("first step left out", lambda D, autoencoder, cond, weight, ts, x: draw(D, autoencoder, cond, weight, ts[1:], x),
+            "your grid lacks its first time: x is at ts[0], and you take it for a state at ts[1]"),
+    Mistake("third order", lambda D, autoencoder, cond, weight, ts, x: autoencoder.decode(
+        last(dpm_solver_pp, guided(D, weight), x, ts, order=3, cond=cond).x),
+            "you chose order 3; leave `dpm_solver_pp` at the order that it has, or we do not draw the same picture"),
+    Mistake("shift forgotten", lambda D, autoencoder, cond, weight, ts, x: autoencoder.reconstruct(
+        autoencoder.scale * _latents(D, cond, weight, ts, x)),
+            "you took back the latents' scale by hand, but not their shift; `decode` does both"),
+    Mistake("scale taken back twice", lambda D, autoencoder, cond, weight, ts, x: autoencoder.decode(
+        _latents(D, cond, weight, ts, x) / autoencoder.scale),
+            "you divide by the scale before `decode`, which minds the scale itself"),
+    Mistake("cut off", lambda *case: draw(*case).clamp(0, 1),
+            "you cut the picture off at 0 and 1; return what the decoder gives"),
     Mistake("caption not passed on", _both_ends(lambda decode, c, u, w: decode(u)),
             "nobody told the sampler the caption: it is its argument `cond`"),
     Mistake("word 0 for no word", lambda D, autoencoder, cond, weight, ts, x: autoencoder.decode(
@@ -236,10 +295,45 @@ def _by_name(apart, names, least=lambda part: part.amin(1)):
     return torch.stack([least(apart[:, names == k]) for k in names.unique()], 1)
 
 
+def _sorted(look):
+    """A wrong rank look(how near each name comes (N, K), the wanted one's column (N, 1))."""
+    def wrong(drawn, wanted, real, names):
+        column = torch.searchsorted(names.unique(), wanted)[:, None]
+        return look(_by_name(torch.cdist(drawn, real), names), column)[:, 0]
+    return wrong
+
+
 RANK = Exercise("11.4", "The rank of the right emoji", ranks, shown, [
     Mistake("a name for a column", lambda drawn, wanted, real, names: (lambda near: (
         near < near.gather(1, wanted[:, None])).sum(1))(_by_name(torch.cdist(drawn, real), names)),
             "you took a name for a column number; some names have no picture, so the columns are not numbered by them"),
+    Mistake("a single argsort", _sorted(lambda nearest, column: nearest.argsort(1).gather(1, column)),
+            "argsort lists who comes first, second, third; you looked up who stands at the wanted one's number in that list, "
+            "not where it stands itself"),
+    Mistake("a single argsort, a name for a column", lambda drawn, wanted, real, names: (
+        _by_name(torch.cdist(drawn, real), names).argsort(1).gather(1, wanted[:, None])[:, 0]),
+            "argsort does not give ranks but who comes first, second, third, by column; and a name is not the number of its column"),
+    Mistake("the nearest one", _sorted(lambda nearest, column: nearest.argmin(1, keepdim=True)),
+            "that is which column is nearest; asked is how many names come before the wanted one"),
+    Mistake("the nearest name", lambda drawn, wanted, real, names: names.unique()[_by_name(torch.cdist(drawn, real), names).argmin(1)],
+            "that is the name that is nearest; asked is how many come before the wanted one"),
+    Mistake("the nearest of all for the wanted", _ranked(own=lambda apart, mine: apart.amin(1)),
+            "all your ranks are 0: the distance to compare with is that of the *wanted* emoji's nearest picture, not of any"),
+    Mistake("others by their farthest", _ranked(count=lambda apart, names, own: (
+        _by_name(apart, names, lambda part: part.amax(1)) < own[:, None]).sum(1)),
+            "a name is as near as its nearest picture; you took the farthest one of each"),
+    Mistake("others by their mean", _ranked(count=lambda apart, names, own: (
+        _by_name(apart, names, lambda part: part.mean(1)) < own[:, None]).sum(1)),
+            "a name is as near as its nearest picture; you took the mean of each, but the nearest one of the wanted"),
+    Mistake("others by their sum", _ranked(count=lambda apart, names, own: (
+        _by_name(apart, names, lambda part: part.sum(1)) < own[:, None]).sum(1)),
+            "you add up the distances of each name's pictures, so that a name with many of them seems far"),
+    Mistake("names as often as pictures", _ranked(count=lambda apart, names, own: (
+        torch.stack([apart[:, names == k].amin(1) for k in names], 1) < own[:, None]).sum(1)),
+            "a name counts once for each of its pictures with you; go through `names.unique()`"),
+    Mistake("a name for a picture", lambda drawn, wanted, real, names: _ranked(
+        own=lambda apart, mine: apart.gather(1, wanted[:, None])[:, 0])(drawn, wanted, real, names),
+            "you took a name for the number of a picture"),
     Mistake("pictures counted", _ranked(count=lambda apart, names, own: (apart < own[:, None]).sum(1)),
             "you count pictures; a name with two nearer pictures must count once"),
     Mistake("counted from one", _ranked(count=lambda apart, names, own: (_by_name(apart, names) <= own[:, None]).sum(1)),
@@ -271,8 +365,8 @@ def with_hint(x: Tensor, c: Tensor, alpha: Tensor, sigma: Tensor, tau: float, s:
 
 
 def _hinted(x, c, alpha, sigma, tau, s, *, seen=lambda x, a, sd: a * x / sd**2, told=lambda c, tau: c / tau**2,
-            total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau**2 + a**2 / sd**2):
-    return (seen(x, alpha, sigma) + told(c, tau)) / total(alpha, sigma, tau, s)
+            total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau**2 + a**2 / sd**2, finish=lambda seen, told, total: (seen + told) / total):
+    return finish(seen(x, alpha, sigma), told(c, tau), total(alpha, sigma, tau, s))
 
 
 def _weighed(**changes):
@@ -303,6 +397,44 @@ HINT = Exercise("11.5", "How far to trust the small picture", with_hint, hints, 
             "precisions are one over variances; yours are one over standard deviations"),
     Mistake("deviations in the precision", _weighed(total=lambda a, sd, tau, s: 1 / s + 1 / tau + a**2 / sd),
             "your sum of the precisions has standard deviations below the line; in the exponents they stand squared"),
+    Mistake("s not squared", _weighed(total=lambda a, sd, tau, s: 1 / s + 1 / tau**2 + a**2 / sd**2),
+            "in the precision s is not squared"),
+    Mistake("tau not squared", _weighed(told=lambda c, tau: c / tau, total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau + a**2 / sd**2),
+            "tau is not squared with you, in either sum"),
+    Mistake("tau not squared in the precision", _weighed(total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau + a**2 / sd**2),
+            "in the precision tau is not squared; beside c it is"),
+    Mistake("tau not squared beside c", _weighed(told=lambda c, tau: c / tau),
+            "beside c tau is not squared; in the precision it is"),
+    Mistake("sigma not squared", _weighed(seen=lambda x, a, sd: a * x / sd, total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau**2 + a**2 / sd),
+            "sigma is not squared with you, in either sum"),
+    Mistake("sigma not squared in the precision", _weighed(total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau**2 + a**2 / sd),
+            "in the precision sigma is not squared; beside x_t it is"),
+    Mistake("sigma not squared beside x", _weighed(seen=lambda x, a, sd: a * x / sd),
+            "beside x_t sigma is not squared; in the precision it is"),
+    Mistake("alpha squared beside x", _weighed(seen=lambda x, a, sd: a**2 * x / sd**2),
+            "beside x_t alpha is squared with you; only the factor of x_0^2 has its square"),
+    Mistake("variances for precisions", _weighed(total=lambda a, sd, tau, s: s**2 + tau**2 + sd**2),
+            "your divisor is a sum of variances; in the exponents stands one over each"),
+    Mistake("precision without x", _weighed(total=lambda a, sd, tau, s: 1 / s**2 + 1 / tau**2),
+            "the precision has two terms with you; x_t makes x_0 better known, too"),
+    Mistake("prior twice", _weighed(total=lambda a, sd, tau, s: 2 / s**2 + 1 / tau**2 + a**2 / sd**2),
+            "your prior counts twice: what is the factor of -x_0^2/2 in -x_0^2/(2 s^2)?"),
+    Mistake("half of the rest", _weighed(finish=lambda seen, told, total: (seen + told) / 2 / total),
+            "your result is half of what it should be: where x_0 stands once, the 2 of the square has cancelled the 1/2"),
+    Mistake("multiplied by the precision", _weighed(finish=lambda seen, told, total: (seen + told) * total),
+            "you multiply by the precision; the mean is b *over* lambda"),
+    Mistake("not divided", _weighed(finish=lambda seen, told, total: seen + told),
+            "that is b, the factor of x_0; the mean is b over the precision"),
+    Mistake("brackets", _weighed(finish=lambda seen, told, total: told + seen / total),
+            "only the part of x_t is divided by the precision: brackets around the sum"),
+    Mistake("root of the precision", _weighed(finish=lambda seen, told, total: (seen + told) / total**0.5),
+            "you divide by the root of the precision, that is by one over a standard deviation"),
+    Mistake("subtracted", _weighed(finish=lambda seen, told, total: (told - seen) / total),
+            "x_t comes in with a minus sign: both observations speak for x_0"),
+    Mistake("not weighed", _weighed(seen=lambda x, a, sd: a * x, told=lambda c, tau: c),
+            "above the line c and x_t are not weighed by their precisions"),
+    Mistake("weighed by variances", _weighed(seen=lambda x, a, sd: a * x * sd**2, told=lambda c, tau: c * tau**2),
+            "above the line you multiply by the variances where you should divide by them"),
     Mistake("nothing squared", _weighed(seen=lambda x, a, sd: a * x / sd, told=lambda c, tau: c / tau,
                                         total=lambda a, sd, tau, s: 1 / s + 1 / tau + a / sd),
             "nothing is squared with you: a Gaussian's exponent has squares, of the differences and of the deviations"),
@@ -346,9 +478,19 @@ def _retold(**changes):
 
 
 def edits(generator: torch.Generator) -> Iterator[tuple]:
-    for B, n, skip, schedule in ((1, 6, 2, CosineVP()), (2, 5, 3, LinearVP()), (5, 8, 4, CosineVP())):
+    for B, n, skip, schedule in ((1, 6, 2, CosineVP()), (2, 5, 3, LinearVP()), (5, 8, 4, CosineVP()), (3, 6, 3, Flow())):
         yield (Spoken(schedule), Bent(), normal(generator, B, 1, 4, 4), captions_of(B, generator),
                between(generator, 1.5, 3).item(), log_snr_to_zero(n, schedule)[skip:], normal(generator, B, 2, 2, 4))
+
+
+def _noised(D, autoencoder, pictures, ts, eps):
+    alpha, sigma = levels(D, eps, ts[0])
+    return alpha * autoencoder.encode(pictures) + sigma * eps
+
+
+def _pictures_faded(D, autoencoder, pictures, cond, weight, ts, eps):
+    alpha, sigma = levels(D, eps, ts[0])
+    return autoencoder.decode(_latents(D, cond, weight, ts, autoencoder.encode(alpha * pictures) + sigma * eps))
 
 
 EDIT = Exercise("11.6", "A picture changed by words", edit, edits, [
@@ -360,6 +502,38 @@ EDIT = Exercise("11.6", "A picture changed by words", edit, edits, [
             "you multiply the noise by a variance; a standard deviation scales it"),
     Mistake("swapped", _retold(start=lambda z, eps, alpha, sigma: sigma * z + alpha * eps),
             "alpha and sigma have changed places: at t near 0 yours is nearly noise alone"),
+    Mistake("own noise", _retold(start=lambda z, eps, alpha, sigma: alpha * z + sigma * torch.randn_like(eps)),
+            "you draw noise of your own; eps was handed in"),
+    Mistake("noise faded, too", _retold(start=lambda z, eps, alpha, sigma: alpha * (z + sigma * eps)),
+            "alpha multiplies the latents only; your noise is too weak"),
+    Mistake("faded twice", _retold(start=lambda z, eps, alpha, sigma: alpha**2 * z + sigma * eps),
+            "your latents have faded by the square of alpha"),
+    Mistake("alpha for its square", _retold(start=lambda z, eps, alpha, sigma: alpha.sqrt() * z + (1 - alpha).sqrt() * eps),
+            "you take roots of alpha; papers write alpha for what is alpha^2 here"),
+    Mistake("noise subtracted", _retold(start=lambda z, eps, alpha, sigma: alpha * z - sigma * eps),
+            "the noise comes in with a minus sign, which makes another picture of the same eps"),
+    Mistake("right for VP only", _retold(start=lambda z, eps, alpha, sigma: alpha * z + (1 - alpha**2).sqrt() * eps),
+            "1 - alpha^2 is sigma^2 for variance-preserving schedules only"),
+    Mistake("time for the levels", lambda D, autoencoder, pictures, cond, weight, ts, eps: autoencoder.decode(_latents(
+        D, cond, weight, ts, (1 - ts[0]) * autoencoder.encode(pictures) + ts[0] * eps)),
+            "you mix by the time itself; the levels at that time are the schedule's"),
+    Mistake("pictures faded", _pictures_faded,
+            "you fade the picture before it is encoded; it is the latents that fade"),
+    Mistake("the rest of the grid", lambda D, autoencoder, pictures, cond, weight, ts, eps: autoencoder.decode(_latents(
+        D, cond, weight, ts[1:], _noised(D, autoencoder, pictures, ts, eps))),
+            "you drop the first time of the grid: your latents are at ts[0], and are taken for a state at ts[1]"),
+    Mistake("noised and decoded", lambda D, autoencoder, pictures, cond, weight, ts, eps: autoencoder.decode(
+        _noised(D, autoencoder, pictures, ts, eps)),
+            "you decode the noisy latents: nobody has drawn anything yet"),
+    Mistake("scaled to the start", lambda D, autoencoder, pictures, cond, weight, ts, eps: autoencoder.decode(_latents(
+        D, cond, weight, ts, D.schedule.sigma(ts[0]).to(eps) * _noised(D, autoencoder, pictures, ts, eps))),
+            "you multiply the noisy latents by sigma once more; they are the state at ts[0] as they are"),
+    Mistake("one guess", lambda D, autoencoder, pictures, cond, weight, ts, eps: autoencoder.decode(
+        guided(D, weight)(_noised(D, autoencoder, pictures, ts, eps), ts[0], cond)),
+            "you decode a single guess, made at ts[0]; walk down the whole grid"),
+    Mistake("no words", lambda D, autoencoder, pictures, cond, weight, ts, eps: _edited(
+        D, autoencoder, pictures, torch.full_like(cond, -1), weight, ts, eps),
+            "the new words are not told to anybody"),
     Mistake("noise alone", _retold(start=lambda z, eps, alpha, sigma: eps),
             "you start from noise alone, so the picture has no say"),
     Mistake("no noise", _retold(start=lambda z, eps, alpha, sigma: alpha * z),

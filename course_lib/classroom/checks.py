@@ -1,7 +1,10 @@
 """Exercises: a check that compares with the course's own function, and explains a difference by a known mistake.
 
 A check runs the learner's function on randomised cases of several seeds, in a thread with a time limit, on copies of
-the inputs, with printing silenced. It prints one line, and the chapter always goes on with a function that works.
+the inputs, with printing silenced. Evaluations are the course's currency: the denoisers, and whatever other maps a case
+hands over, count what they are asked, and right values at a higher price than the reference's are not yet right. Answers
+to other exercises that the learner's function calls are replaced by the course's own meanwhile, so that it is not blamed
+for their faults. A check prints one line, and the chapter always goes on with a function that works.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import io
 import itertools
 import linecache
 import numbers
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +31,7 @@ SEEDS = (0, 1, 2)
 _MARK = "_the_courses_own"              # set on what `exercise` returns in place of an unsolved function
 _GOES_ON = "The chapter goes on with the course's own."
 _failures: Counter = Counter()          # exercise id -> failed attempts, in this kernel
+_answers: dict[str, Callable] = {}      # exercise id -> the learner's function, as last handed in
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,19 @@ class Exercise:
     """One exercise of a chapter.
 
     id: chapter and number, "4.2".
-    reference: the course's own function, or a class, usually the library's.
+    reference: the course's own function, or a class, usually the library's. It sets the price: an answer may ask the
+        maps among its arguments for as many rows as the reference does, and no more.
     cases: `cases(generator)` gives argument tuples drawn from a torch.Generator on the CPU: vary schedules, shapes
-        ((B, 2), (B, 1, 8, 8)) and batch sizes; include batch size 1 and larger ones, so that "works at batch size 1
-        only" can be told apart.
-    mistakes: known wrong answers; the first that explains the learner's results gives its hint.
+        ((B, 2), (B, 1, 8, 8)) and batch sizes; include batch size 1 and larger ones that differ from the last length, so
+        that a value per row which was not reshaped shows. Where the reference raises an error, the answer must, too.
+    mistakes: known wrong answers; the first that explains all of the learner's results, or half of the wrong ones, gives
+        its hint.
     tips: graded hints; the first is added at the second failed attempt, the next at the third, and so on.
     call: `call(function, *case)` runs one case and gives a tensor, a number, or a tuple of these; by default
         `function(*case)`. Torch's global generator is seeded alike before every call.
     rtol, atol: how close to the reference is right, per element.    seconds: the limit for all cases together.
+    count_calls: an answer may not call its maps more often than the reference either, however few the rows.
+    free: the names of arguments that cost nothing, and may be asked as often as one likes.
     """
 
     id: str
@@ -67,6 +76,8 @@ class Exercise:
     rtol: float = 1e-4
     atol: float = 1e-5
     seconds: float = 20
+    count_calls: bool = False
+    free: Sequence[str] = ()
 
     @functools.cached_property
     def _drawn(self) -> "list[tuple[int, tuple]]":
@@ -74,8 +85,8 @@ class Exercise:
         return _draw(self)
 
     @functools.cached_property
-    def _known(self) -> "dict[Callable, list[Outcome]]":
-        """What the course's own functions gave on the cases: they are run once, however often a learner tries."""
+    def _known(self) -> "dict[tuple[Callable, int], Outcome]":
+        """What the course's own functions gave on each case: they are run once, however often a learner tries."""
         return {}
 
 
@@ -99,6 +110,8 @@ def exercise(id: str, function: Callable) -> Callable:
     """
     task = banks.exercise(id)
     verdict = judge(task, function)
+    if callable(function) and not str(getattr(function, "__module__", "")).startswith("course_lib."):
+        _answers[id] = function             # the learner's own: not what this function returns, nor the library's
     if verdict.status == "solved":
         print(f"{id} ✓ solved")
         return function
@@ -113,8 +126,8 @@ def exercise(id: str, function: Callable) -> Callable:
 
 
 def judge(task: Exercise, function: Callable) -> Verdict:
-    """Compare `function` with the task's mistakes, then with its reference, over the cases of all `SEEDS`, silently."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    """Compare `function` with the task's reference, then with its mistakes, over the cases of all `SEEDS`, silently."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _others(task, function):
         return _judge(task, function)
 
 
@@ -123,7 +136,6 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
         return Verdict("wrong", f"exercise() needs your function, it got {_kind(function)}")
     if _MARK in getattr(function, "__dict__", {}) or function is task.reference:
         return Verdict("again", "that is the course's own function; run your own cell again, then this one")
-    cases = task._drawn
     try:
         yours = _limited(lambda: _outcomes(task, function), task.seconds)
     except TimeUp:
@@ -131,14 +143,39 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
                                 "over elements that a tensor operation could replace?")
     if any(isinstance(outcome.error, NotImplementedError) for outcome in yours):
         return Verdict("untried")
-    expected = _remembered(task, task.reference)
-    verdict = _compared(task, cases, yours, expected)
-    if verdict.status == "solved":
-        return verdict                              # a right answer need not wait until all mistakes have been run
-    for mistake in task.mistakes:
-        if _explains(task, _remembered(task, mistake.wrong), yours, expected):
-            return Verdict("wrong", mistake.hint.rstrip(". ") + _gap(task, yours, expected), mistake)
-    return verdict
+    expected = _expected(task)
+    wrong = [i for i, (y, e) in enumerate(zip(yours, expected)) if _trouble(task, y, e)]
+    if not wrong:                                   # a right answer need not wait until all mistakes have been run
+        return _priced(task, yours, expected)
+    mistake = _recognised(task, yours, expected, len(wrong))
+    if mistake:
+        return Verdict("wrong", mistake.hint.rstrip(". ") + _gap(task, yours, expected), mistake)
+    return _compared(task, function, yours, expected, wrong)
+
+
+@contextlib.contextmanager
+def _others(task: Exercise, function: Callable):
+    """Meanwhile, the names by which `function` may call answers to the chapter's other exercises mean the course's own.
+
+    Such an answer is known by itself, and by its name: its cell may have been run again, without the check.
+    """
+    names, own = _globals(function), {}
+    for id, answer in _answers.items():
+        if id != task.id and id.split(".")[0] == task.id.split(".")[0]:
+            own |= {name: banks.exercise(id).reference for name, value in list(names.items())
+                    if value is answer or (callable(value) and name == getattr(answer, "__name__", None))}
+    before = {name: names[name] for name in own}
+    names.update(own)
+    try:
+        yield
+    finally:
+        names.update(before)
+
+
+def _globals(function) -> dict:
+    """The namespace in which a function, or the methods of a class, look up what they call; empty if there is none."""
+    module = sys.modules.get(getattr(function, "__module__", None))
+    return getattr(inspect.unwrap(function), "__globals__", vars(module) if module else {}) if callable(function) else {}
 
 
 # --- running one function on the cases -------------------------------------------------------------------------------
@@ -147,13 +184,34 @@ class TimeUp(BaseException):
     """Raised inside the learner's function when its time is over; no `except Exception` there can hold it back."""
 
 
+@dataclass
+class Meter:
+    """What a map was asked: how many rows, in how many calls."""
+
+    rows: int = 0
+    calls: int = 0
+
+    def read(self, values: Iterable) -> None:
+        """Count a call. A function that is given another one is no map but calls that one, which counts for itself."""
+        values = list(values)
+        shapes = [value.shape for value in values if isinstance(value, Tensor)]
+        if shapes and not any(callable(value) for value in values):
+            shape = max(shapes, key=len)
+            self.rows += shape[0] if len(shape) > 1 else 1
+            self.calls += 1
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One case's result: `raw` as returned, `tensors` the same on the CPU in float64 (None if it is something else)."""
+    """One case's result: `raw` as returned, `tensors` the same on the CPU in float64 (None if it is something else).
+
+    asked: a meter for every argument; what is no map has asked for nothing.
+    """
 
     raw: object = None
     error: BaseException | None = None
     mutated: bool = False
+    asked: Sequence[Meter] = ()
     tensors: tuple[Tensor, ...] | None = field(init=False)
 
     def __post_init__(self):
@@ -173,24 +231,30 @@ def _outcomes(task: Exercise, function: Callable) -> list[Outcome]:
     return [_attempt(task, function, seed, case) for seed, case in task._drawn]
 
 
-def _remembered(task: Exercise, function: Callable) -> list[Outcome]:
-    if function not in task._known:
-        task._known[function] = _outcomes(task, function)
-    return task._known[function]
+def _expected(task: Exercise) -> list[Outcome]:
+    return [_remembered(task, task.reference, i) for i in range(len(task._drawn))]
+
+
+def _remembered(task: Exercise, function: Callable, i: int) -> Outcome:
+    """The outcome of case i for a function of the course's own."""
+    if (function, i) not in task._known:
+        task._known[function, i] = _attempt(task, function, *task._drawn[i])
+    return task._known[function, i]
 
 
 def _attempt(task: Exercise, function: Callable, seed: int, case: tuple) -> Outcome:
     """Run one case on a copy of its inputs; whatever the function raises stays in here."""
     call = task.call or (lambda function, *arguments: function(*arguments))
-    arguments = _clone(case)
+    arguments, asked = _clone(case), [Meter() for _ in case]
+    metered = [_metered(value, meter) for value, meter in zip(arguments, asked)]
     with _isolated(seed):
         try:
-            result = call(function, *arguments)
+            result = call(function, *metered)
         except TimeUp:
             raise
         except BaseException as error:      # SystemExit too: a learner's exit() must not end the kernel
             return Outcome(error=error)
-    return Outcome(result, mutated=not _same_inputs(arguments, case))
+    return Outcome(result, mutated=not _same_inputs(arguments, case), asked=asked)
 
 
 def _limited(work: Callable[[], list], seconds: float) -> list:
@@ -234,6 +298,27 @@ def _clone(value):
     return copy.deepcopy(value)
 
 
+def _metered(value, meter: Meter):
+    """`value`, and if it can be called, with a face that counts: of the same type, with the same attributes and signature."""
+    if not callable(value) or isinstance(value, type):
+        return value
+    if inspect.isroutine(value) or isinstance(value, functools.partial):
+        return _counting(value, meter, 0)
+    base = type(value)
+    face = type(base.__name__, (base,), {"__call__": _counting(base.__call__, meter, 1), "__module__": base.__module__})
+    object.__setattr__(value, "__class__", face)            # of the clone; past the __setattr__ of a frozen dataclass
+    return value
+
+
+def _counting(function: Callable, meter: Meter, skip: int) -> Callable:
+    """The function, with a meter that reads its arguments but for the first `skip` (a method's self)."""
+    @functools.wraps(function)
+    def counting(*arguments, **keywords):
+        meter.read([*arguments[skip:], *keywords.values()])
+        return function(*arguments, **keywords)
+    return counting
+
+
 def _same_inputs(after, before) -> bool:
     if isinstance(before, Tensor):
         return after.shape == before.shape and torch.equal(torch.nan_to_num(after), torch.nan_to_num(before))
@@ -246,13 +331,43 @@ def _same_inputs(after, before) -> bool:
 
 # --- comparing outcomes ----------------------------------------------------------------------------------------------
 
-def _explains(task: Exercise, known: list[Outcome], yours: list[Outcome], expected: list[Outcome]) -> bool:
-    """Does the mistake give the learner's results wherever it differs from the reference (and differ somewhere)?
+def _recognised(task: Exercise, yours: list[Outcome], expected: list[Outcome], wrong: int) -> Mistake | None:
+    """The first mistake that gives the learner's results throughout; else the first that explains half of the wrong ones."""
+    partly = None
+    for mistake in task.mistakes:
+        explained, throughout = _explained(task, mistake, yours, expected)
+        if explained and throughout:
+            return mistake
+        if partly is None and 2 * explained >= wrong:
+            partly = mistake
+    return partly
 
-    Where the learner's function fails, the mistake must fail too, so that a crash elsewhere gets no wrong hint.
+
+def _explained(task: Exercise, mistake: Mistake, yours: list[Outcome], expected: list[Outcome]) -> tuple[int, bool]:
+    """In how many cases the mistake tells why the learner's result is wrong, and whether the two never differ.
+
+    None, if the learner's is another one in any case where the mistake's differs from the reference's; the cases after it
+    are not run. Where the learner's function fails, the mistake must fail too (or give NaN where an assertion of the
+    learner's stops it), so that a crash elsewhere gets no wrong hint. Only if a mistake shows nowhere but where the
+    reference itself refuses with an error do such cases count, and then all do.
     """
-    telling = [(k, y) for k, y, e in zip(known, yours, expected) if y.error or not _agree(task, k, e)]
-    return bool(telling) and all(_agree(task, k, y) for k, y in telling)
+    telling, throughout = 0, True
+    refused = [i for i, e in enumerate(expected) if e.error]
+    for i, (y, e) in enumerate(zip(yours, expected)):
+        if not e.error:
+            known = _remembered(task, mistake.wrong, i)
+            alike = _agree(task, known, y) or _asserted(known, y)
+            tells = bool(y.error) or not _agree(task, known, e)
+            if tells and not alike:
+                return 0, False
+            telling, throughout = telling + tells, throughout and alike
+    if not telling and throughout and all(_agree(task, _remembered(task, mistake.wrong, i), yours[i]) for i in refused):
+        telling = sum(not _agree(task, yours[i], expected[i]) for i in refused)
+    return telling, throughout
+
+
+def _asserted(known: Outcome, yours: Outcome) -> bool:
+    return isinstance(yours.error, AssertionError) and any(not x.isfinite().all() for x in known.tensors or ())
 
 
 def _agree(task: Exercise, a: Outcome, b: Outcome) -> bool:
@@ -264,22 +379,74 @@ def _agree(task: Exercise, a: Outcome, b: Outcome) -> bool:
                for x, y in zip(a.tensors, b.tensors))
 
 
-def _compared(task: Exercise, cases: list, yours: list[Outcome], expected: list[Outcome]) -> Verdict:
-    """Solved, or what is wrong at the first case that differs from the reference."""
-    wrong = [i for i, (y, e) in enumerate(zip(yours, expected)) if _trouble(task, y, e)]
-    if not wrong:
-        return Verdict("solved")
-    inputs = _describe(task, cases[wrong[0]][1])
-    if _only_singles_pass([_batch(case) for _, case in cases], wrong):
+def _priced(task: Exercise, yours: list[Outcome], expected: list[Outcome]) -> Verdict:
+    """What right values are: solved, or dearer than the reference's."""
+    for (_, case), y, e in zip(task._drawn, yours, expected):
+        several = sum(enough.calls > 0 for enough in e.asked) > 1
+        for name, used, enough in itertools.zip_longest(_names(task)[:len(y.asked)], y.asked, e.asked):
+            of = f" of {name}" if several else ""
+            if name in task.free:
+                continue
+            if used.rows > enough.rows:
+                excess = f"{_many(used.rows, 'evaluation')}{of} where {enough.rows} {_is(enough.rows)} enough"
+            elif task.count_calls and used.calls > enough.calls:
+                excess = f"{_many(used.calls, 'call')}{of} where {enough.calls} {_is(enough.calls)} enough"
+            else:
+                continue
+            return Verdict("wrong", f"right values, but {excess}, on inputs {_describe(task, case)}")
+    return Verdict("solved")
+
+
+def _compared(task: Exercise, function: Callable, yours: list[Outcome], expected: list[Outcome], wrong: list[int]) -> Verdict:
+    """What is wrong at the first of the wrong cases."""
+    first, gap = wrong[0], _gap(task, yours, expected)
+    inputs = _describe(task, task._drawn[first][1])
+    if _unshaped(task, function, yours, expected, wrong):
         return Verdict("wrong", f"right for batch size 1 only, wrong on inputs {inputs}: a value per row, of shape "
-                                "(B,), must be reshaped before it meets a batch of points or images"
-                                + _gap(task, yours, expected))
-    return Verdict("wrong", f"{_trouble(task, yours[wrong[0]], expected[wrong[0]])}, on inputs {inputs}"
-                            + _gap(task, yours, expected))
+                                f"(B,), must be reshaped before it meets a batch of points or images{gap}")
+    return Verdict("wrong", f"{_trouble(task, yours[first], expected[first])}, on inputs {inputs}{gap}")
+
+
+def _unshaped(task: Exercise, function: Callable, yours: list[Outcome], expected: list[Outcome], wrong: list[int]) -> bool:
+    """Has a value per row met the last axis of a batch?
+
+    Then torch stops with an error where the two lengths differ, nothing stops it where they happen to be the same, and
+    one row at a time all is right. Any other mistake that needs more than one row (a mean over the batch, noise of one's
+    own) fails one of the three.
+    """
+    stopped = [i for i in wrong if "must match the size of tensor" in str(yours[i].error)]
+    square = [i for i in wrong if yours[i].tensors and expected[i].tensors
+              and all(e.ndim > 1 and e.shape[0] == e.shape[-1] for e in expected[i].tensors)]
+    if not stopped or len(stopped) + len(square) < len(wrong):
+        return False
+    try:
+        return all(_limited(lambda: [_right_by_rows(task, function, i, expected[i]) for i in stopped], task.seconds))
+    except TimeUp:                          # nothing is known then, and nothing is claimed
+        return False
+
+
+def _right_by_rows(task: Exercise, function: Callable, i: int, expected: Outcome) -> bool:
+    """Does the function, asked for one row of case i at a time, give the rows of the expected result?"""
+    (seed, case), lengths = task._drawn[i], {len(e) if e.ndim else 0 for e in expected.tensors or ()}
+    B = min(lengths, default=0)
+    if B == 0 or len(lengths) > 1:          # a number for the whole batch has no rows
+        return False
+    rows = (_attempt(task, function, seed, tuple(_row(value, row, B) for value in case)) for row in range(B))
+    return all(_agree(task, one, Outcome([e[row:row + 1] for e in expected.tensors])) for row, one in enumerate(rows))
+
+
+def _row(value, row: int, B: int):
+    """One row of a tensor (B, ...) or (n, B, ...); anything else is for all rows and stays."""
+    if not isinstance(value, Tensor) or B not in value.shape[:2]:
+        return value
+    return value.narrow(value.shape.index(B), row, 1)
 
 
 def _trouble(task: Exercise, yours: Outcome, expected: Outcome) -> str:
     """What is wrong with one outcome, in words; empty if nothing is."""
+    if expected.error:
+        stop = type(expected.error).__name__
+        return "" if type(yours.error) is type(expected.error) else f"your function should have stopped with {stop} here"
     if yours.error:
         return f"your function raised {_where(yours.error)}"
     if yours.raw is None:
@@ -301,8 +468,8 @@ def _trouble(task: Exercise, yours: Outcome, expected: Outcome) -> str:
 
 
 def _gap(task: Exercise, yours: list[Outcome], expected: list[Outcome]) -> str:
-    """The largest difference over all cases and both values there, in brackets; empty where nothing can be compared."""
-    pairs = [(y, e) for a, b in zip(yours, expected) if a.tensors and b.tensors
+    """The largest difference where results differ, and both values there, in brackets; empty where nothing can be compared."""
+    pairs = [(y, e) for a, b in zip(yours, expected) if a.tensors and b.tensors and not _agree(task, a, b)
              for y, e in zip(a.tensors, b.tensors) if y.shape == e.shape and y.numel()]
     worst = [((y - e).abs().flatten().nan_to_num(nan=-1.0), y.flatten(), e.flatten()) for y, e in pairs]
     if not worst:
@@ -313,17 +480,6 @@ def _gap(task: Exercise, yours: list[Outcome], expected: list[Outcome]) -> str:
         return ""
     digits = next((n for n in (3, 5, 8) if f"{y[at]:.{n}g}" != f"{e[at]:.{n}g}"), 12)
     return f" (largest difference {difference[at]:.2g}: yours {y[at]:.{digits}g}, expected {e[at]:.{digits}g})"
-
-
-def _batch(case: tuple) -> int:
-    """The batch size of a case: the first length of its tensor of most dimensions (0 where it has none)."""
-    shapes = [value.shape for value in case if isinstance(value, Tensor) and value.ndim]
-    return max(shapes, key=len)[0] if shapes else 0
-
-
-def _only_singles_pass(batches: list[int], wrong: list[int]) -> bool:
-    right = set(range(len(batches))) - set(wrong)
-    return bool(right) and all(batches[i] == 1 for i in right) and all(batches[i] > 1 for i in wrong)
 
 
 def _items(raw) -> tuple:
@@ -349,9 +505,21 @@ def _dtype(value) -> str:
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _is(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
+def _names(task: Exercise) -> list[str]:
+    return list(inspect.signature(task.reference).parameters)
+
+
 def _describe(task: Exercise, case: tuple) -> str:
     """The inputs of a case by name, tensors by their shapes: "schedule: CosineVP, x: (4, 2), t: 0.7"."""
-    names = [f"{name}: " for name in inspect.signature(task.reference).parameters] if task.call is None else []
+    names = [f"{name}: " for name in _names(task)] if task.call is None else []
     return ", ".join(name + _word(value) for name, value in itertools.zip_longest(names[:len(case)], case, fillvalue=""))
 
 
