@@ -65,6 +65,21 @@ LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, c
             "sigma fits your alpha, but your chain multiplies x by 1 - beta at each step: look again at (2.1)"),
     Mistake("one minus alpha", lambda beta: ((1 - beta).cumprod(0).sqrt(), (1 - (1 - beta).cumprod(0).sqrt()).sqrt()),
             "it is the squares that add up to one, alpha^2 + sigma^2 = 1"),
+    Mistake("both without their roots", lambda beta: ((1 - beta).cumprod(0), 1 - (1 - beta).cumprod(0)),
+            "these are the squares of both levels: signal and noise are asked for, not their powers"),
+    Mistake("noise of one step", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.sqrt()),
+            "your signal is that of all k steps, your noise that of step k alone"),
+    Mistake("sigma by a plain difference", lambda beta: ((kept := (1 - beta).cumprod(0).sqrt()), 1 - kept),
+            "alpha and sigma do not add up to one themselves; look at (2.3) once more"),
+    Mistake("continuous time", lambda beta: ((kept := (-beta.cumsum(0)).exp()).sqrt(), (1 - kept).sqrt()),
+            "exp of minus the sum is the limit of infinitely many small steps; these steps are few, and multiply"),
+    Mistake("running product twice", lambda beta: (
+        (kept := (1 - beta).cumprod(0).sqrt().cumprod(0)), (1 - kept**2).sqrt()),
+            "you take running products of what holds them already"),
+    Mistake("one step late", lambda beta: (
+        (kept := torch.cat([beta.new_ones(1), (1 - beta).cumprod(0)[:-1]])).sqrt(), (1 - kept).sqrt()),
+            "your list begins before the first step, with alpha = 1; it begins after it"),
+    Mistake("noise first", lambda beta: chain_levels(beta)[::-1], "alpha comes first, then sigma"),
 ], tips=["what does the factor in front of x_0 look like after three steps?",
          "torch's `cumprod(0)` gives all running products at once"])
 
@@ -91,8 +106,13 @@ def _variance_slope(schedule: Schedule, t: Tensor) -> Tensor:
     return slope(lambda u: schedule.sigma(u) ** 2, t)
 
 
+def _with_drift(f):
+    """Another drift f(schedule, t), and the g^2 that (2.6) makes of it."""
+    return lambda c, t: (f(c, t), _variance_slope(c, t) - 2 * f(c, t) * c.sigma(t) ** 2)
+
+
 SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
-    Mistake("slope of alpha", lambda c, t: (slope(c.alpha, t), _variance_slope(c, t) - 2 * slope(c.alpha, t) * c.sigma(t) ** 2),
+    Mistake("slope of alpha", _with_drift(lambda c, t: slope(c.alpha, t)),
             "your f is the slope of alpha itself; f says how fast alpha changes in proportion to alpha"),
     Mistake("no drift in the variance", lambda c, t: (c.drift(t), _variance_slope(c, t)),
             "your g^2 makes up for the growth of the variance only, as if the drift did not shrink the noise as well"),
@@ -109,6 +129,23 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
     Mistake("right for VP only", lambda c, t: (c.drift(t), -2 * c.drift(t)),
             "g^2 = -2 f holds where alpha^2 + sigma^2 = 1; here every schedule counts"),
     Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
+    Mistake("sign of f", _with_drift(lambda c, t: -c.drift(t)),
+            "your f is positive: what fades shrinks, so alpha' and f are negative"),
+    Mistake("f upside down", _with_drift(lambda c, t: c.alpha(t) / torch.where(slope(c.alpha, t) == 0, -1.0, slope(c.alpha, t))),
+            "f is the slope in proportion to alpha, and you divide the other way round"),
+    Mistake("f times alpha", _with_drift(lambda c, t: slope(c.alpha, t) * c.alpha(t)),
+            "you multiply the slope by alpha; a *relative* slope is divided by it"),
+    Mistake("f of alpha squared", _with_drift(lambda c, t: 2 * c.drift(t)),
+            "your f is twice the one of (2.6): that is how fast alpha squared changes in proportion"),
+    Mistake("alpha for sigma", lambda c, t: (c.drift(t), _variance_slope(c, t) - 2 * c.drift(t) * c.alpha(t) ** 2),
+            "f acts on the noise that is there already: which level squared is its variance?"),
+    Mistake("f squared", lambda c, t: (c.drift(t), _variance_slope(c, t) - 2 * c.drift(t) ** 2 * c.sigma(t) ** 2),
+            "f enters g^2 to the first power: (1 + f h)^2 - 1 is 2 f h, up to what vanishes with h"),
+    Mistake("chain rule", lambda c, t: (c.drift(t), 2 * slope(c.sigma, t) - 2 * c.drift(t) * c.sigma(t) ** 2),
+            "the slope of sigma^2 is 2 sigma sigma', a factor sigma is missing; or let `slope` differentiate the square"),
+    Mistake("half", lambda c, t: (c.drift(t), c.diffusion2(t) / 2),
+            "your g^2 is half of the one of (2.6)"),
+    Mistake("g squared first", lambda c, t: (c.diffusion2(t), c.drift(t)), "f comes first, then g squared"),
 ], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something",
          "slope takes any function of t, `lambda u: ...` too"])
 
@@ -116,12 +153,12 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
 # --- 2.3 -------------------------------------------------------------------------------------------------------------
 
 def one_step(generator: torch.Generator) -> Iterator[tuple]:
-    """D, x, t, s, z with a time per row; t - s is never small."""
+    """D, x, t, s, z with a time per row, and last in single precision with one for all; t - s is never small."""
     for schedule in SCHEDULES:
-        for shape in SHAPES:
-            t = between(generator, 0.5, 0.95, shape[0])
-            s = t * between(generator, 0.2, 0.8, shape[0])
-            yield Blob(schedule), normal(generator, *shape), t, s, normal(generator, *shape)
+        for shape, times, dtype in (*((shape, shape[:1], torch.float64) for shape in SHAPES), ((1, 2), (), torch.float32)):
+            t = between(generator, 0.5, 0.95, *times)
+            s = t * between(generator, 0.2, 0.8, *times)
+            yield Blob(schedule), normal(generator, *shape).to(dtype), t, s, normal(generator, *shape).to(dtype)
 
 
 def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -173,6 +210,33 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
             "there is no noise in your step; this drift is right only together with the noise"),
     Mistake("levels at s", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, s, 2 * s - t)),
             "x is at time t: drift, diffusion and score must be evaluated at t, not at the time that you are going to"),
+    Mistake("noise in the bracket", lambda D, x, t, s, z: _signed(
+        x, -z, *(parts := _reverse(D, x, t, s)), noise=(parts[2] * parts[0]).sqrt() * parts[0]),
+            "the noise stands inside your bracket, and so it is multiplied by -h as well"),
+    Mistake("noise subtracted", lambda D, x, t, s, z: _signed(x, -z, *_reverse(D, x, t, s)),
+            "you subtract the noise; its distribution does not mind, but z is handed in to be *added*"),
+    Mistake("z forgotten", lambda D, x, t, s, z: _signed(x, torch.ones_like(z), *_reverse(D, x, t, s)),
+            "you add the standard deviation itself to every coordinate: it multiplies z"),
+    Mistake("the way alone", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s)) - x,
+            "you return how far to go; the new state is x plus that"),
+    Mistake("drift without h", lambda D, x, t, s, z: _signed(x, z, *(parts := _reverse(D, x, t, s))) - (
+        1 - parts[0]) * (parts[1] * x - parts[2] * parts[3]),
+            "drift and score are rates; what they do in one step depends on how long it is"),
+    Mistake("g for g squared", lambda D, x, t, s, z: _signed(
+        x, z, *(parts := _reverse(D, x, t, s))[:2], parts[2], parts[3] / parts[2].sqrt()),
+            "the score is multiplied by g in your drift; Bayes' rule has its square there"),
+    Mistake("no g squared", lambda D, x, t, s, z: _signed(x, z, *(parts := _reverse(D, x, t, s))[:3], parts[3] / parts[2]),
+            "how far to go along the score depends on how much noise the way forward adds: where is g^2?"),
+    Mistake("x0 for score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s)[:3], D(x, t)),
+            "you put the guess x0_hat where the score belongs; `score(D, x, t)` makes one of the other"),
+    Mistake("noise for score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s)[:3], -score(D, x, t) * levels(D, x, t)[1]),
+            "you put the believed noise where the score belongs: they differ by a sign and by sigma"),
+    Mistake("score at s", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s)[:3], score(D, x, s)),
+            "f and g are those of t, but you ask for the score at s; x is at time t"),
+    Mistake("no drift", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=0),
+            "the score is there, but the forward drift is never undone (it is 0 for VE only)"),
+    Mistake("half the score, no noise", lambda D, x, t, s, z: _signed(x, 0 * z, *_reverse(D, x, t, s), push=0.5),
+            "half the score and no noise is another equation; (2.7) has the full score, and noise"),
 ], tips=["h = t - s is positive; write the step with h, then no sign is left to chance",
          "per_row(..., x) shapes a value per row so that it multiplies x"])
 
@@ -208,6 +272,16 @@ def _from_the_start(D, x, ts, step, noise):
     return D(step(D, x, ts[-2], ts[-1], noise[-1]), ts[-1])
 
 
+def _one_more(D, x, ts, step, noise):
+    return step(D, final(D, x, ts, step, noise=noise).x, ts[-1], 0 * ts[-1], noise[-1])
+
+
+def _guesses(D, x, ts, step, noise):
+    for t, s, i in _in_order(ts):
+        x = D(step(D, x, t, s, noise[i]), s)
+    return x
+
+
 DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
     Mistake("no landing", _driven(_in_order, land=False),
             "your result is the last state itself, noise and all (D at time 0 gives it back unchanged); "
@@ -232,6 +306,28 @@ DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
             "every step of yours starts from the x that was handed in; it must start where the step before it ended"),
     Mistake("noise shifted", _driven(lambda ts: [(t, s, i - 1) for t, s, i in _in_order(ts)]),
             "the noise is shifted against the steps: the first step takes noise[0]"),
+    Mistake("landing with the first time", _driven(_in_order, at=0),
+            "the last state is at ts[-1], but you denoise it as if it were pure noise still"),
+    Mistake("starting over in time", _driven(lambda ts: [(ts[0], s, i) for _, s, i in _in_order(ts)]),
+            "every step of yours starts at the time ts[0], though x has gone further: a step leads from each time to the next"),
+    Mistake("stopped and landed early", _driven(lambda ts: _in_order(ts)[:-1], at=-2),
+            "your landing takes the place of the last step: n + 1 times make n steps, and then comes the landing"),
+    Mistake("one step and out", _driven(lambda ts: _in_order(ts)[:1]),
+            "you return from inside the loop, after the first step"),
+    Mistake("nothing kept", lambda D, x, ts, step, noise: D(x, ts[-1]),
+            "what the steps return is thrown away: x never changes"),
+    Mistake("landing at every step", _guesses,
+            "you go on from the guess of a clean state at every step; land once, after the last one"),
+    Mistake("landing by one more step", _one_more,
+            "you take one more step, to time 0, with noise used before; D itself lands, without noise"),
+    Mistake("noise of one's own", lambda D, x, ts, step, noise: walk_down(D, x, ts, step, torch.stack([
+        torch.randn_like(x) for _ in noise])),
+            "you draw noise of your own; step i takes noise[i]"),
+    Mistake("last step without noise", lambda D, x, ts, step, noise: walk_down(D, x, ts, step, torch.cat([
+        noise[:-1], 0 * noise[-1:]])),
+            "your last step gets no noise; it is a step like the others, and what follows it, the landing, has none"),
+    Mistake("start of noise", lambda D, x, ts, step, noise: walk_down(D, noise[0], ts, step, noise),
+            "you start from noise[0]; the start is x, and noise[0] is for the first step"),
 ], tips=["for n = 2 the steps are (ts[0], ts[1]) and (ts[1], ts[2])", "a grid of n + 1 times has len(ts) - 1 steps"])
 
 
@@ -260,6 +356,14 @@ def _ratio(alpha_t, sigma_t, alpha_s, sigma_s):
 
 def _root(tilde, beta):
     return tilde.sqrt()
+
+
+def _mean_of(D, x, t, s, z, weights):
+    """The ancestral step with the weights(beta, the four levels) of x_0 and x_t in its mean replaced."""
+    at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
+    new = st**2 - (at / as_) ** 2 * ss**2
+    of_x0, of_x = weights(new, at, st, as_, ss)
+    return (of_x0 * D(x, t) + of_x * x) / st**2 + (ss**2 * new / st**2).sqrt() * z
 
 
 def _beta_of_the_fine_grid(D, x, t, s, z):
@@ -334,6 +438,31 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
     Mistake("swapped s and t", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, s: D(x, t)), x, s, t, z),
             "s and t are swapped in your levels: s is the earlier time, with less noise"),
     Mistake("score for x0", _score_for_x0, "the formula wants x0_hat, the output of D itself, where you put the score"),
+    Mistake("own noise", lambda D, x, t, s, z: ancestral(D, x, t, s, torch.randn_like(z)),
+            "you drew noise of your own; use the z that was handed in"),
+    Mistake("noise for x0", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, t: -score(D, x, t) * levels(D, x, t)[1]), x, t, s, z),
+            "the formula wants the guess x0_hat, the output of D itself, where you put the believed noise"),
+    Mistake("difference of variances", _posterior(beta=lambda at, st, as_, ss: st**2 - ss**2),
+            "the noise of s shrinks on the way to t, and you take it off in full: see (2.9)"),
+    Mistake("one minus a", _posterior(beta=lambda at, st, as_, ss: 1 - at / as_),
+            "beta is a variance; look at (2.9), where a is squared, and at what stands in place of your 1"),
+    Mistake("root of beta in the mean", lambda D, x, t, s, z: _mean_of(D, x, t, s, z, lambda new, at, st, as_, ss: (
+        as_ * new.sqrt(), at / as_ * ss**2)),
+            "in the mean beta stands as it is, without a root"),
+    Mistake("sigma_s not squared in the mean", lambda D, x, t, s, z: _mean_of(D, x, t, s, z, lambda new, at, st, as_, ss: (
+        as_ * new, at / as_ * ss)),
+            "in your mean one of the sigmas lacks its square"),
+    Mistake("a forgotten in the mean", lambda D, x, t, s, z: _mean_of(D, x, t, s, z, lambda new, at, st, as_, ss: (as_ * new, ss**2)),
+            "x_t is weighed by sigma_s^2 alone in your mean; what else multiplies it in (2.10)?"),
+    Mistake("alpha forgotten in the mean", lambda D, x, t, s, z: _mean_of(D, x, t, s, z, lambda new, at, st, as_, ss: (
+        new, at / as_ * ss**2)),
+            "x_0 is weighed by beta alone in your mean; what else multiplies it in (2.10)?"),
+    Mistake("mean not divided", lambda D, x, t, s, z: _mean_of(D, x, t, s, z, lambda new, at, st, as_, ss: (
+        as_ * new * st**2, at / as_ * ss**2 * st**2)),
+            "the weights of your mean are not divided by sigma_t^2: for s = 0 it must be x_0"),
+    Mistake("ratio of sigmas not squared", lambda D, x, t, s, z: ancestral(D, x, t, s, z * (
+        levels(D, x, t)[1] / levels(D, x, s)[1].clamp(min=1e-12)).sqrt()),
+            "beta-tilde holds the ratio of the *variances* of s and t"),
 ], tips=["levels(D, x, t) gives alpha(t) and sigma(t), ready to multiply x",
          "test it on paper: for s = 0 the step must return x0_hat"])
 
@@ -351,7 +480,7 @@ def _family(D, x, t, s, z, push, noise):
 
 
 def family_steps(generator: torch.Generator) -> Iterator[tuple]:
-    for (D, x, t, s, z), lam in zip(one_step(generator), 5 * (0.5, 2.0, 0.0, 1.5, 0.3)):
+    for (D, x, t, s, z), lam in zip(one_step(generator), 5 * (0.5, 2.0, 0.0, 1.5, 0.3, 0.7)):
         yield D, x, t, s, z, lam
 
 
@@ -378,6 +507,27 @@ FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
             "with lambda = 0 your step has no score left, yet the ODE needs half of it"),
     Mistake("sign of dt", lambda D, x, t, s, z, lam: 2 * x - _family(D, x, t, s, -z, (1 + lam**2) / 2, lam),
             "your drift moves forward in time: the step goes from t down to s"),
+    Mistake("lambda ignored", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1, 1),
+            "that is exercise 2.3: lambda does not enter"),
+    Mistake("everything scaled", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, lam) - (
+        (lam**2 - 1) / 2 * per_row((t - s) * D.schedule.drift(t), x) * x),
+            "your factor multiplies the drift f x as well; a Langevin move has only the score in it"),
+    Mistake("score times lambda", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, lam, lam),
+            "you scale the score as the noise is scaled; put lambda = 0: is the score gone?"),
+    Mistake("minus lambda squared", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 - lam**2) / 2, lam),
+            "for lambda = 1 your score is gone; it should be that of exercise 2.3"),
+    Mistake("half of one only", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1 / 2 + lam**2, lam),
+            "lambda = 0 comes out right; lambda = 1 does not: where does the half belong?"),
+    Mistake("half of lambda only", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1 + lam**2 / 2, lam),
+            "put lambda = 0: without noise half the score is due, not all of it"),
+    Mistake("root of the factor", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, ((1 + lam**2) / 2) ** 0.5, lam),
+            "the score's factor needs no root: delta and the score are added as they are"),
+    Mistake("noises added", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, 1 + abs(lam**2 - 1) ** 0.5),
+            "standard deviations do not add: z is all of the noise, and its variance is lambda^2 g^2 h"),
+    Mistake("no noise", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, 0),
+            "there is no noise in your step, and the drift relies on it"),
+    Mistake("own noise", lambda D, x, t, s, z, lam: _family(D, x, t, s, torch.randn_like(z), (1 + lam**2) / 2, lam),
+            "you drew noise of your own; use the z that was handed in"),
 ], tips=["for lambda = 1 it is exercise 2.3: change two places of that step",
          "what does the score's factor become for lambda = 0, and for lambda = 1?"])
 
