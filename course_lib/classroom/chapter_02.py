@@ -126,16 +126,12 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
     Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
     Mistake("sign of f", _with_drift(lambda c, t: -c.drift(t)),
             "your f is positive: what fades shrinks, so alpha' and f are negative"),
-    Mistake("f times alpha", _with_drift(lambda c, t: slope(c.alpha, t) * c.alpha(t)),
-            "you multiply the slope by alpha; a *relative* slope is divided by it"),
     Mistake("f of alpha squared", _with_drift(lambda c, t: 2 * c.drift(t)),
             "your f is twice the one of (2.6): that is how fast alpha squared changes in proportion"),
     Mistake("alpha for sigma", lambda c, t: (c.drift(t), _variance_slope(c, t) - 2 * c.drift(t) * c.alpha(t) ** 2),
             "f acts on the noise that is there already: which level squared is its variance?"),
     Mistake("chain rule", lambda c, t: (c.drift(t), 2 * slope(c.sigma, t) - 2 * c.drift(t) * c.sigma(t) ** 2),
             "the slope of sigma^2 is 2 sigma sigma', a factor sigma is missing; or let `slope` differentiate the square"),
-    Mistake("half", lambda c, t: (c.drift(t), c.diffusion2(t) / 2),
-            "your g^2 is half of the one of (2.6)"),
     Mistake("g squared first", lambda c, t: (c.diffusion2(t), c.drift(t)), "f comes first, then g squared"),
 ], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something",
          "slope takes any function of t, `lambda u: ...` too"])
@@ -208,8 +204,6 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
             "you drew noise of your own; use the z that was handed in"),
     Mistake("no noise", lambda D, x, t, s, z: euler_maruyama(D, x, t, s, 0 * z),
             "there is no noise in your step; this drift is right only together with the noise"),
-    Mistake("z forgotten", lambda D, x, t, s, z: euler_maruyama(D, x, t, s, torch.ones_like(z)),
-            "you add the standard deviation itself to every coordinate: it multiplies z"),
     Mistake("drift without x", _drift_without_x, "f is a rate; what does it multiply?"),
     Mistake("drift without h", _back(step=lambda x, drift, noise, h: x - drift + noise),
             "drift and score are rates; what they do in one step depends on how long it is"),
@@ -223,8 +217,6 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
             "you put the guess x0_hat where the score belongs; `score(D, x, t)` makes one of the other"),
     Mistake("noise for score", _back(grad=lambda D, x, t, s: eps(D, x, t)),
             "you put the believed noise where the score belongs: they differ by a sign and by sigma"),
-    Mistake("score at s", _back(grad=lambda D, x, t, s: score(D, x, s)),
-            "f and g are those of t, but you ask for the score at s; x is at time t"),
     Mistake("levels at s", _at_s,
             "x is at time t: drift, diffusion and score must be evaluated at t, not at the time that you are going to"),
 ], tips=["h = t - s is positive; write the step with h, then no sign is left to chance",
@@ -262,16 +254,6 @@ def _from_the_start(D, x, ts, step, noise):
     return D(step(D, x, ts[-2], ts[-1], noise[-1]), ts[-1])
 
 
-def _one_more(D, x, ts, step, noise):
-    return step(D, final(D, x, ts, step, noise=noise).x, ts[-1], 0 * ts[-1], noise[-1])
-
-
-def _guesses(D, x, ts, step, noise):
-    for t, s, i in _in_order(ts):
-        x = D(step(D, x, t, s, noise[i]), s)
-    return x
-
-
 DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
     Mistake("no landing", _driven(_in_order, land=False),
             "your result is the last state itself, noise and all (D at time 0 gives it back unchanged); "
@@ -304,10 +286,6 @@ DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
             "you return from inside the loop, after the first step"),
     Mistake("nothing kept", lambda D, x, ts, step, noise: D(x, ts[-1]),
             "what the steps return is thrown away: x never changes"),
-    Mistake("landing at every step", _guesses,
-            "you go on from the guess of a clean state at every step; land once, after the last one"),
-    Mistake("landing by one more step", _one_more,
-            "you take one more step, to time 0, with noise used before; D itself lands, without noise"),
     Mistake("noise of one's own", lambda D, x, ts, step, noise: walk_down(D, x, ts, step, torch.stack([
         torch.randn_like(x) for _ in noise])),
             "you draw noise of your own; step i takes noise[i]"),
@@ -425,19 +403,12 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
             "the formula wants the guess x0_hat, the output of D itself, where you put the believed noise"),
     Mistake("difference of variances", _posterior(beta=lambda at, st, as_, ss: st**2 - ss**2),
             "the noise of s shrinks on the way to t, and you take it off in full: see (2.9)"),
-    Mistake("one minus a", _posterior(beta=lambda at, st, as_, ss: 1 - at / as_),
-            "beta is a variance; look at (2.9), where a is squared, and at what stands in place of your 1"),
     Mistake("alpha forgotten in the mean", _posterior(of_x0=lambda as_, new: new),
             "x_0 is weighed by beta alone in your mean; what else multiplies it in (2.10)?"),
     Mistake("a forgotten in the mean", _posterior(of_x=lambda ratio, ss: ss**2),
             "x_t is weighed by sigma_s^2 alone in your mean; what else multiplies it in (2.10)?"),
     Mistake("sigma_s not squared in the mean", _posterior(of_x=lambda ratio, ss: ratio * ss),
             "in your mean one of the sigmas lacks its square"),
-    Mistake("root of beta in the mean", _posterior(of_x0=lambda as_, new: as_ * new.sqrt()),
-            "in the mean beta stands as it is, without a root"),
-    Mistake("ratio of sigmas not squared", lambda D, x, t, s, z: ancestral(D, x, t, s, z * (
-        levels(D, x, t)[1] / levels(D, x, s)[1].clamp(min=1e-12)).sqrt()),
-            "beta-tilde holds the ratio of the *variances* of s and t"),
 ], tips=["levels(D, x, t) gives alpha(t) and sigma(t), ready to multiply x",
          "test it on paper: for s = 0 the step must return x0_hat"])
 
@@ -489,12 +460,8 @@ FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
             "for lambda = 1 your score is gone; it should be that of exercise 2.3"),
     Mistake("half of one only", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1 / 2 + lam**2, lam),
             "lambda = 0 comes out right; lambda = 1 does not: where does the half belong?"),
-    Mistake("half of lambda only", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1 + lam**2 / 2, lam),
-            "put lambda = 0: without noise half the score is due, not all of it"),
     Mistake("no noise", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, 0),
             "there is no noise in your step, and the drift relies on it"),
-    Mistake("own noise", lambda D, x, t, s, z, lam: _family(D, x, t, s, torch.randn_like(z), (1 + lam**2) / 2, lam),
-            "you drew noise of your own; use the z that was handed in"),
 ], tips=["for lambda = 1 it is exercise 2.3: change two places of that step",
          "what does the score's factor become for lambda = 0, and for lambda = 1?"])
 

@@ -64,8 +64,6 @@ INVERSE = Exercise("7.1", "The guess that makes a step land", x0_between, landin
             "a value per row has the shape (B,) and must be shaped by per_row before it meets a batch"),
     Mistake("not divided", _solved(lambda x, z, at, st, as_, ss: z - ss / st * x),
             "what is left when x_t has been taken off is not the guess yet: what stands in front of it?"),
-    Mistake("multiplied", _solved(lambda x, z, at, st, as_, ss: (z - ss / st * x) * (as_ - ss / st * at)),
-            "you multiply by the factor of the guess; divide by it"),
     Mistake("the step itself", _solved(lambda x, z, at, st, as_, ss: as_ * z + ss * (x - at * z) / st),
             "that is a DDIM step with z for its guess; asked for is the guess that makes a step land on z"),
     Mistake("x unscaled", _solved(lambda x, z, at, st, as_, ss: (z - x) / (as_ - ss / st * at)),
@@ -149,8 +147,6 @@ TARGET = Exercise("7.2", "Two steps of the teacher in one of the student", two_s
             "the student starts at x, and you invert a step that starts from the mid-point's state"),
     Mistake("from x, at the mid-point's time", _target(invert=lambda c, x, x_m, t, m, z, s: x0_between(c, x, m, z, s)),
             "the student starts at x at the time t, and you invert a step that starts at m"),
-    Mistake("a mid-point of one's own", lambda D, x, t, m, s, cond: two_step_target(D, x, t, (t + s) / 2, s, cond),
-            "you put the mid-point half-way in time; m is handed in, since grids need not be even"),
     Mistake("mean by the lengths", lambda D, x, t, m, s, cond: (per_row((t - m) / (t - s), x) * D(x, t, cond) + per_row(
         (m - s) / (t - s), x) * D(ddim(D, x, t, m, cond=cond), m, cond)),
             "you weigh the two guesses by the lengths of their steps; what they move depends on the noise levels"),
@@ -236,9 +232,6 @@ WEIGHT = Exercise("7.3", "A loss that sees the first step", weighted_error, gues
             "you keep the *logarithm* above 1; it is the ratio that is to be at least 1"),
     Mistake("log-SNR alone", _weighed(lambda snr: snr.log()),
             "log_snr is the logarithm of the ratio, and negative where noise prevails; neither exp nor the larger of two is there"),
-    Mistake("largest weight for all", lambda guess, target, t, schedule: (
-        _truncated(schedule.log_snr(t).exp()).max() * (guess - target).square()).mean(),
-            "you use the largest weight of the batch for all rows: torch's `clamp(min=1)` compares each of them with 1"),
 ], tips=["`schedule.log_snr(t).exp()` is the ratio; `clamp(min=1)` makes the larger of it and 1",
          "`per_row(weight, guess)` shapes it; multiply the squared error, and take the mean at the very end"],
     call=_value_and_gradient)
@@ -305,8 +298,6 @@ LADDER = Exercise("7.4", "Who learns on which times", halvings, ladders, [
             "you go on to a single step, whatever `until` says"),
     Mistake("grid before thinning", lambda ts, until: [ts, *halvings(ts, until)][:-1],
             "you keep each grid before it is thinned: that is the teachers' list, not the students'"),
-    Mistake("first half", lambda ts, until: [ts[:(len(ts) - 1) // 2**k + 1] for k in range(1, _stages(ts, until) + 1)],
-            "you cut the grid in two and keep one end; halving means to leave out every second time"),
     Mistake("numbers of steps", lambda ts, until: [len(g) - 1 for g in halvings(ts, until)],
             "these are the numbers of steps; the grids themselves are asked for"),
     Mistake("means of neighbours", lambda ts, until: [torch.cat([g[:1], (g[:-1] + g[1:]) / 2])[:len(g)] for g in halvings(ts, until)],
@@ -375,10 +366,6 @@ BILL = Exercise("7.5", "When has it paid?", break_even, budgets, [
             "in the guidance stage too the teacher is asked twice, with the label and without"),
     Mistake("student's steps added", _bill(saved=lambda n, until: 2 * n + until),
             "a sample saves the *difference* of what teacher and student cost"),
-    Mistake("ratio for difference", _bill(saved=lambda n, until: 2 * n / until),
-            "how many times cheaper a sample is does not pay the bill; how many evaluations does it save?"),
-    Mistake("guidance left out everywhere", _bill(extra=0, saved=lambda n, until: n - until),
-            "guidance is left out twice: one more stage was trained, and the guided teacher costs two a step"),
 ], tips=["cost: (number of stages, guidance included) times rows times (teacher + student) for a row",
          "saving of one sample: the guided teacher's evaluations minus the student's"], rtol=1e-6, atol=1e-9)
 
