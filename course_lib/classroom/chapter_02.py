@@ -1,7 +1,7 @@
 """Chapter 2, diffusion SDEs: its exercises with their known mistakes, and its predictions."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import torch
 from torch import Tensor
@@ -140,12 +140,14 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
 # --- 2.3 -------------------------------------------------------------------------------------------------------------
 
 def one_step(generator: torch.Generator) -> Iterator[tuple]:
-    """D, x, t, s, z with a time per row, and last in single precision with one for all; t - s is never small."""
+    """D, x, t, s, z with a time per row; t - s is never small."""
     for schedule in SCHEDULES:
-        for shape, times, dtype in (*((shape, shape[:1], torch.float64) for shape in SHAPES), ((1, 2), (), torch.float32)):
-            t = between(generator, 0.5, 0.95, *times)
-            s = t * between(generator, 0.2, 0.8, *times)
-            yield Blob(schedule), normal(generator, *shape).to(dtype), t, s, normal(generator, *shape).to(dtype)
+        for shape in SHAPES:
+            t = between(generator, 0.5, 0.95, shape[0])
+            s = t * between(generator, 0.2, 0.8, shape[0])
+            yield Blob(schedule), normal(generator, *shape), t, s, normal(generator, *shape)
+        t = between(generator, 0.5, 0.95)                           # a time for all rows
+        yield Blob(schedule), normal(generator, 1, 2), t, t * between(generator, 0.2, 0.8), normal(generator, 1, 2)
 
 
 def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -425,7 +427,7 @@ def _family(D, x, t, s, z, push, noise):
 
 
 def family_steps(generator: torch.Generator) -> Iterator[tuple]:
-    for (D, x, t, s, z), lam in zip(one_step(generator), 5 * (0.5, 2.0, 0.0, 1.5, 0.3, 0.7)):
+    for (D, x, t, s, z), lam in zip(one_step(generator), cycle((0.5, 2.0, 0.0, 1.5, 0.3))):
         yield D, x, t, s, z, lam
 
 

@@ -16,11 +16,11 @@ from .predictions import Prediction
 
 
 def places(generator: torch.Generator) -> Iterator[tuple]:
-    """D, x, t with a time per row, and last in single precision with one for all."""
+    """D, x, t with a time per row."""
     for schedule in SCHEDULES:
         for shape in SHAPES:
             yield Blob(schedule), normal(generator, *shape), between(generator, 0.2, 0.95, shape[0])
-        yield Blob(schedule), normal(generator, 1, 2).float(), between(generator, 0.2, 0.95)
+        yield Blob(schedule), normal(generator, 1, 2), between(generator, 0.2, 0.95)            # a time for all rows
 
 
 def _slope(combine):
