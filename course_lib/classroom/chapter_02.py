@@ -142,12 +142,12 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
 def one_step(generator: torch.Generator) -> Iterator[tuple]:
     """D, x, t, s, z with a time per row; t - s is never small."""
     for schedule in SCHEDULES:
+        t = between(generator, 0.5, 0.95)                           # a time for all rows
+        yield Blob(schedule), normal(generator, 1, 2), t, t * between(generator, 0.2, 0.8), normal(generator, 1, 2)
         for shape in SHAPES:
             t = between(generator, 0.5, 0.95, shape[0])
             s = t * between(generator, 0.2, 0.8, shape[0])
             yield Blob(schedule), normal(generator, *shape), t, s, normal(generator, *shape)
-        t = between(generator, 0.5, 0.95)                           # a time for all rows
-        yield Blob(schedule), normal(generator, 1, 2), t, t * between(generator, 0.2, 0.8), normal(generator, 1, 2)
 
 
 def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,9 +18,9 @@ from .predictions import Prediction
 def places(generator: torch.Generator) -> Iterator[tuple]:
     """D, x, t with a time per row."""
     for schedule in SCHEDULES:
+        yield Blob(schedule), normal(generator, 1, 2), between(generator, 0.2, 0.95)            # a time for all rows
         for shape in SHAPES:
             yield Blob(schedule), normal(generator, *shape), between(generator, 0.2, 0.95, shape[0])
-        yield Blob(schedule), normal(generator, 1, 2), between(generator, 0.2, 0.95)            # a time for all rows
 
 
 def _slope(combine):
