@@ -1,5 +1,6 @@
 """Chapter 1, score matching: its exercises with their known mistakes, and its predictions."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -47,6 +48,22 @@ GAUSSIAN = Exercise(
                 "m does not enter: all your arrows point to the origin"),
         Mistake("half kept", lambda x, m, tau: (m - x) / (2 * per_row(tau, x) ** 2),
                 "half the score: what becomes of the 1/2 when you differentiate a square?"),
+        Mistake("one tau for all", lambda x, m, tau: (m - x) / tau.mean() ** 2,
+                "you made one number of all the tau; every row has a standard deviation of its own"),
+        Mistake("one new axis for pictures too", lambda x, m, tau: (m - x) / tau[:, None] ** 2,
+                "the shape (B, 1) is right for points only; a picture's tau needs (B, 1, 1, 1), which per_row gives"),
+        Mistake("unshaped, and not squared", lambda x, m, tau: (m - x) / tau,
+                "two things at once: tau of shape (B,) must be shaped by per_row, and its power is not the one of (1.2)"),
+        Mistake("times the variance", lambda x, m, tau: (m - x) * per_row(tau, x) ** 2,
+                "you multiply by the variance; which bell pulls harder, a narrow or a wide one?"),
+        Mistake("root of tau", lambda x, m, tau: (m - x) / per_row(tau, x).sqrt(),
+                "tau is a standard deviation already, there is no root to take"),
+        Mistake("away, and not squared", lambda x, m, tau: (x - m) / per_row(tau, x),
+                "two things at once: your arrows point away from the mean, and the power of tau is not the one of (1.2)"),
+        Mistake("brackets", lambda x, m, tau: m - x / per_row(tau, x) ** 2,
+                "Python divides before it subtracts: the difference belongs in brackets"),
+        Mistake("all squared", lambda x, m, tau: ((m - x) / per_row(tau, x)) ** 2,
+                "you squared the difference too; a square has no direction, and a score points somewhere"),
     ],
     tips=["Differentiate -|x - m|^2/(2 tau^2) with respect to one coordinate of x",
           "per_row(tau, x) has a shape that multiplies or divides x row by row"],
@@ -73,90 +90,74 @@ def pulled(x: Tensor, means: Tensor, tau: Tensor, r: Tensor) -> Tensor:
     return (r[..., None] * (means - x[:, None]) / tau[:, None] ** 2).sum(1)
 
 
-def log_shares(x: Tensor, means: Tensor, tau: Tensor, weights: Tensor) -> Tensor:
-    """log(weights N(x; means, tau^2)) up to a constant: (B, K)."""
-    squared = (x[:, None] - means).square().sum(-1)
-    return weights.log() - x.shape[1] * tau.log() - squared / (2 * tau**2)
+def responsible(log_r=None, share=lambda log_r: log_r.softmax(1)):
+    """A wrong answer with log_r(log w, log tau, half the squared distance (B, K), tau, d) or what makes shares of it replaced."""
+    log_r = log_r or (lambda w, log_tau, half, tau, d: w - d * log_tau - half / tau**2)
+
+    def wrong(x, means, tau, weights):
+        half = (x[:, None] - means).square().sum(-1) / 2
+        return pulled(x, means, tau, share(log_r(weights.log(), tau.log(), half, tau, x.shape[1])))
+    return wrong
 
 
-def in_linear_space(x, means, tau, weights):
-    joint = log_shares(x, means, tau, weights).exp()
-    return pulled(x, means, tau, joint / joint.sum(1, keepdim=True))
-
-
-def by_the_prior(x, means, tau, weights):
-    return pulled(x, means, tau, weights.expand(len(x), -1))
-
-
-def without_weights(x, means, tau, weights):
-    return pulled(x, means, tau, log_shares(x, means, tau, torch.ones_like(weights)).softmax(1))
-
-
-def without_normaliser(x, means, tau, weights):
-    log_r = log_shares(x, means, tau, weights) + x.shape[1] * tau.log()
-    return pulled(x, means, tau, log_r.softmax(1))
-
-
-def weights_without_logarithm(x, means, tau, weights):
-    log_r = log_shares(x, means, tau, torch.ones_like(weights)) + weights
-    return pulled(x, means, tau, log_r.softmax(1))
-
-
-def normaliser_of_one_dimension(x, means, tau, weights):
-    log_r = log_shares(x, means, tau, weights) + (x.shape[1] - 1) * tau.log()
-    return pulled(x, means, tau, log_r.softmax(1))
-
-
-def exponent_alone(x, means, tau, weights):
-    return pulled(x, means, tau, (-(x[:, None] - means).square().sum(-1) / (2 * tau**2)).softmax(1))
-
-
-def normaliser_halved(x, means, tau, weights):
-    log_r = log_shares(x, means, tau, weights) + x.shape[1] / 2 * tau.log()
-    return pulled(x, means, tau, log_r.softmax(1))
-
-
-def exponent_without_half(x, means, tau, weights):
-    squared = (x[:, None] - means).square().sum(-1)
-    log_r = log_shares(x, means, tau, weights) - squared / (2 * tau**2)
-    return pulled(x, means, tau, log_r.softmax(1))
-
-
-def exponent_with_tau(x, means, tau, weights):
-    squared = (x[:, None] - means).square().sum(-1)
-    log_r = weights.log() - x.shape[1] * tau.log() - squared / (2 * tau)
-    return pulled(x, means, tau, log_r.softmax(1))
-
-
-def softmax_over_points(x, means, tau, weights):
-    return pulled(x, means, tau, log_shares(x, means, tau, weights).softmax(0))
+def normalised(joint: Tensor, least: float = 0.0) -> Tensor:
+    return joint / joint.sum(1, keepdim=True).clamp(min=least)
 
 
 MIXTURE = Exercise(
     id="1.2", title="The score of a mixture", reference=mixture_score, cases=mixture_cases,
     mistakes=[
-        Mistake("densities in linear space", in_linear_space,
+        Mistake("densities in linear space", responsible(share=lambda log_r: normalised(log_r.exp())),
                 "right near the data, NaN far from it: every density underflows to 0 and you divide 0 by 0; stay with logarithms"),
-        Mistake("prior weights for responsibilities", by_the_prior,
+        Mistake("not normalised", responsible(share=torch.exp),
+                "your shares do not sum to 1: the division by p(x) is missing"),
+        Mistake("prior weights for responsibilities", responsible(lambda w, log_tau, half, tau, d: w + 0 * half),
                 "you average with the weights that the components have before x is seen; x tells which of them it came from"),
-        Mistake("weights forgotten", without_weights,
+        Mistake("weights forgotten", responsible(lambda w, log_tau, half, tau, d: -d * log_tau - half / tau**2),
                 "your responsibilities treat all components as equally frequent: where did the weights go?"),
-        Mistake("weights without logarithm", weights_without_logarithm,
+        Mistake("weights without logarithm", responsible(lambda w, log_tau, half, tau, d: w.exp() - d * log_tau - half / tau**2),
                 "the weight enters a logarithm: log(w p) = log w + log p"),
-        Mistake("normaliser forgotten", without_normaliser,
+        Mistake("weight times logarithm", responsible(lambda w, log_tau, half, tau, d: w.exp() * (-d * log_tau - half / tau**2)),
+                "you multiply the logarithm of the density by the weight: the logarithm of a product is a sum"),
+        Mistake("no logarithm at all", responsible(
+            lambda w, log_tau, half, tau, d: (w - d * (log_tau + math.log(2 * math.pi) / 2) - half / tau**2).exp()),
+                "a softmax takes the exponential itself: give it the logarithm of w_k p_k, you give it w_k p_k"),
+        Mistake("a logarithm too many", responsible(share=lambda log_r: log_r.log_softmax(1)),
+                "these are the logarithms of the shares; the shares themselves weigh the pulls"),
+        Mistake("normaliser forgotten", responsible(lambda w, log_tau, half, tau, d: w - half / tau**2),
                 "components of different width are not compared fairly: the density of a wide Gaussian is also lower at its peak"),
-        Mistake("exponent alone", exponent_alone,
+        Mistake("exponent alone", responsible(lambda w, log_tau, half, tau, d: -half / tau**2),
                 "you compare distances only: p_k has a factor before its exponential, and w_k stands before both"),
-        Mistake("normaliser halved", normaliser_halved,
+        Mistake("sign of the normaliser", responsible(lambda w, log_tau, half, tau, d: w + d * log_tau - half / tau**2),
+                "with you a wide Gaussian is higher at its peak than a narrow one: look at the sign of the power of tau"),
+        Mistake("normaliser halved", responsible(lambda w, log_tau, half, tau, d: w - d / 2 * log_tau - half / tau**2),
                 "your normaliser has tau to half the power that is due: it is tau^2 that is raised to -d/2"),
-        Mistake("half forgotten in the exponent", exponent_without_half,
-                "the exponent of a Gaussian is the squared distance over *twice* the variance"),
-        Mistake("normaliser of one dimension", normaliser_of_one_dimension,
+        Mistake("normaliser doubled", responsible(lambda w, log_tau, half, tau, d: w - 2 * d * log_tau - half / tau**2),
+                "your normaliser has tau to twice the power that is due: tau^2 is raised to -d/2, not to -d"),
+        Mistake("normaliser of one dimension", responsible(lambda w, log_tau, half, tau, d: w - log_tau - half / tau**2),
                 "your normaliser is that of one dimension; in d dimensions a Gaussian has a factor 1/tau for each of them"),
-        Mistake("standard deviation in the exponent", exponent_with_tau,
+        Mistake("normaliser of two dimensions", responsible(lambda w, log_tau, half, tau, d: w - 2 * log_tau - half / tau**2),
+                "your normaliser is right in the plane only: how many numbers has a row of x?"),
+        Mistake("half forgotten in the exponent", responsible(lambda w, log_tau, half, tau, d: w - d * log_tau - 2 * half / tau**2),
+                "the exponent of a Gaussian is the squared distance over *twice* the variance"),
+        Mistake("standard deviation in the exponent", responsible(lambda w, log_tau, half, tau, d: w - d * log_tau - half / tau),
                 "the exponent of the density holds the variance, yours holds the standard deviation"),
-        Mistake("softmax over the points", softmax_over_points,
+        Mistake("brackets", responsible(lambda w, log_tau, half, tau, d: w - d * log_tau - half * tau**2),
+                "Python goes from left to right: what is divided by 2 and then multiplied by tau^2 is not divided by it"),
+        Mistake("sign of the exponent", responsible(lambda w, log_tau, half, tau, d: w - d * log_tau + half / tau**2),
+                "with you the farthest component is the most responsible: look at the sign of the exponent"),
+        Mistake("distance not squared", responsible(lambda w, log_tau, half, tau, d: w - d * log_tau - (half / 2).sqrt() / tau**2),
+                "the exponent holds the *squared* distance; you took a root"),
+        Mistake("softmax over the points", responsible(share=lambda log_r: log_r.softmax(0)),
                 "your shares sum to 1 over the points of the batch; they must sum to 1 over the components of each point"),
+        Mistake("nearest component alone", responsible(share=lambda r: nn.functional.one_hot(r.argmax(1), r.shape[1]).to(r)),
+                "you take the likeliest component for the only one; all of them pull, each by its share"),
+        Mistake("division guarded", responsible(share=lambda log_r: normalised(log_r.exp(), 1e-30)),
+                "no NaN, but far from the data every share comes out as 0, and so does the score: a guard cannot bring back "
+                "what has underflowed; stay with logarithms"),
+        Mistake("logarithm guarded", responsible(share=lambda log_r: (log_r.exp() + 1e-12).log().softmax(1)),
+                "far from the data the small number that you add decides, so that all components share alike; never leave "
+                "the logarithms, and nothing has to be added"),
     ],
     tips=["r is a softmax: write down the logarithm of w_k N(x; m_k, tau_k^2), leaving out what all components share",
           "In d dimensions the density of a Gaussian carries the factor tau^(-d), so its logarithm has the term -d log(tau)"],
@@ -234,6 +235,22 @@ SLICED = Exercise(
                 "ask autograd to build the graph of the derivative too"),
         Mistake("slope without a history", lambda s, x, v: sliced(s, x, v, v, create_graph=False),
                 "your slope is a number without a history; the loss must be differentiated again, by the weights"),
+        Mistake("bare number", lambda s, x, v: sliced(s, x, v, v).item(),
+                "the value is right, but `.item()` makes a bare number of it, which cannot be differentiated any more"),
+        Mistake("sum of the squares over the batch", lambda s, x, v: sliced(s, x, v, v, square=0.5 * len(x)),
+                "your first term is summed over the rows, while the second is averaged; both are means over the batch"),
+        Mistake("squares averaged over the coordinates", lambda s, x, v: sliced(s, x, v, v, square=0.5 / x.shape[1]),
+                "your first term averages over the coordinates; |s|^2 is a sum over them"),
+        Mistake("slope averaged over the coordinates", lambda s, x, v: sliced(s, x, v, v, slope=1 / x.shape[1]),
+                "your second term averages over the coordinates; a product of two vectors is a sum over them"),
+        Mistake("slope alone", lambda s, x, v: sliced(s, x, v, v, square=0.0),
+                "the square of s is missing: nothing keeps the arrows from growing without end"),
+        Mistake("square alone", lambda s, x, v: sliced(s, x, v, v, slope=0.0),
+                "that is smallest for s = 0: the second term of (1.6) is missing"),
+        Mistake("square projected", lambda s, x, v: sliced(s, x, v, v, square=0.0) + (s(x) * v).sum(1).square().mean() / 2,
+                "you project s on v before you square it; in (1.6) only the Jacobian stands between two v"),
+        Mistake("length not squared", lambda s, x, v: sliced(s, x, v, v, square=0.0) + s(x).norm(dim=1).mean() / 2,
+                "your first term has the length of s; its square is due"),
     ],
     tips=["torch.autograd.grad((s_x * v).sum(), x, create_graph=True)[0] has the shape of x and holds v' J for every row",
           "Each of the two terms is one number a row, so sum over axis 1, then take the mean over the rows"],
@@ -273,6 +290,25 @@ DENOISING = Exercise(
         Mistake("mean over the coordinates",
                 lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + eps / sigma) / x0.shape[1],
                 "you average over the coordinates too; sum over the d coordinates, average over the batch only"),
+        Mistake("bare number", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + eps / sigma).item(),
+                "the value is right, but `.item()` makes a bare number of it, which cannot be differentiated any more"),
+        Mistake("network held still", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps).detach() + eps / sigma),
+                "the value is right, but it does not depend on the network's weights any more, so nothing would be learnt"),
+        Mistake("mean of all, without the half",
+                lambda s, x0, sigma, eps: (s(x0 + sigma * eps) + eps / sigma).square().mean(),
+                "a plain mean of squares: sum over the coordinates, and mind the 1/2 (in two dimensions the two cancel)"),
+        Mistake("sum over the batch", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + eps / sigma) * len(x0),
+                "a sum over the rows where the mean is due"),
+        Mistake("square of the mean", lambda s, x0, sigma, eps: (s(x0 + sigma * eps) + eps / sigma).mean(0).square().sum() / 2,
+                "you average the residuals before you square them, so that those of opposite signs cancel"),
+        Mistake("length not squared", lambda s, x0, sigma, eps: (s(x0 + sigma * eps) + eps / sigma).norm(dim=1).mean() / 2,
+                "you took the length of the residual; its square is due, or the minimiser is no mean"),
+        Mistake("target times sigma", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) + sigma * eps),
+                "your target is multiplied by sigma; the steeper the bell, the smaller is sigma, and the longer the score"),
+        Mistake("the noise itself", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) - eps),
+                "you ask for the noise itself; (1.8) asks for a score, which has another sign and another size"),
+        Mistake("the clean point", lambda s, x0, sigma, eps: half_square(s(x0 + sigma * eps) - x0),
+                "you ask for the clean point: that trains a denoiser; asked for is a score, an arrow back to it"),
     ],
     tips=["First x_t, then the residual: the score function at x_t minus its target",
           "The target is the score of the Gaussian bell around x_0, evaluated at x_t"],
@@ -318,6 +354,25 @@ TWEEDIE = Exercise(
         Mistake("one new axis for pictures too",
                 lambda s, x, schedule, t: (x + schedule.sigma(t)[:, None] ** 2 * s) / schedule.alpha(t)[:, None],
                 "right for points; for pictures alpha needs the shape (B, 1, 1, 1), and a single number has no axis to index"),
+        Mistake("the shape (B, 1) for pictures too", lambda s, x, schedule, t: (
+            x + schedule.sigma(t).view(-1, 1) ** 2 * s) / schedule.alpha(t).view(-1, 1),
+                "the shape (B, 1) is right for points only; for pictures alpha needs (B, 1, 1, 1), which per_row gives"),
+        Mistake("sigma unshaped", lambda s, x, schedule, t: (x + schedule.sigma(t) ** 2 * s) / per_row(schedule.alpha(t), x),
+                "alpha has its shape, but sigma of shape (B,) still meets the last axis of x"),
+        Mistake("alpha unshaped", lambda s, x, schedule, t: (x + per_row(schedule.sigma(t), x) ** 2 * s) / schedule.alpha(t),
+                "sigma has its shape, but alpha of shape (B,) still meets the last axis of x"),
+        Mistake("one time for all", lambda s, x, schedule, t: tweedie(s, x, schedule, t.mean()),
+                "you use one time for the whole batch; every row may have its own"),
+        Mistake("no x", tweedie_with(lambda s, x, a, b: b**2 * s / a),
+                "that is only the way from x_t to the guess; it starts at x_t"),
+        Mistake("no sigma", tweedie_with(lambda s, x, a, b: (x + s) / a),
+                "the score is added as it is; how far to go along it depends on the noise level"),
+        Mistake("divided by the variance", tweedie_with(lambda s, x, a, b: (x + s / b**2) / a),
+                "the variance is on the wrong side: multiply the equation by it before you solve"),
+        Mistake("score from a guess", tweedie_with(lambda s, x, a, b: (a * s - x) / b**2),
+                "that makes a score of a guess; asked for is the way back"),
+        Mistake("right for VP only", tweedie_with(lambda s, x, a, b: (x + (1 - a**2) * s) / a),
+                "the variance of the noise is 1 - alpha^2 for variance-preserving schedules only"),
     ],
     tips=["Solve score = (alpha x0_hat - x_t)/sigma^2 for x0_hat",
           "schedule.alpha(t) has the shape of t; per_row(schedule.alpha(t), x) fits x"],
@@ -383,6 +438,17 @@ TILTED = Exercise(
                 "you divide each coordinate by its own variance; the coordinates are correlated, so the inverse matrix is due"),
         Mistake("points away from the mean", lambda *case: -solved_with(noisy_covariance)(*case),
                 "your arrows point away from the mean; compare with exercise 1.1"),
+        Mistake("covariance for its inverse", lambda x, t, m, C, schedule: (
+            schedule.alpha(t).to(x) * m - x) @ noisy_covariance(schedule.alpha(t).to(x), schedule.sigma(t).to(x), C, torch.eye(len(m))),
+                "you multiply by the covariance; in the exponent stands its inverse: along a short axis the score is long"),
+        Mistake("mean forgotten", solved_with(noisy_covariance, lambda alpha, m: 0 * m),
+                "m does not enter: all your arrows point to the origin"),
+        Mistake("sign of the mean", solved_with(noisy_covariance, lambda alpha, m: -alpha * m),
+                "the difference in the exponent is x - a; with you it is x + a"),
+        Mistake("half", lambda *case: solved_with(noisy_covariance)(*case) / 2,
+                "half the score: what becomes of the 1/2 when you differentiate the quadratic form?"),
+        Mistake("standard deviations", solved_with(lambda a, b, C, eye: a * C + b * eye),
+                "neither alpha nor sigma is squared: a covariance is a mean of *products*, so each factor enters twice"),
     ],
     tips=["A linear map of Gaussians is Gaussian: write down mean and covariance of x_t = alpha x_0 + sigma eps first",
           "The exponent is -(x - a)' S^-1 (x - a)/2; torch.linalg.solve(S, y.T).T applies S^-1 to every row of y"],

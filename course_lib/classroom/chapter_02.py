@@ -1,12 +1,12 @@
 """Chapter 2, diffusion SDEs: its exercises with their known mistakes, and its predictions."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, levels, per_row, score
+from ..denoiser import Denoiser, eps, levels, per_row, score
 from ..sampling import final
 from ..schedules import VE, CosineVP, Flow, LinearVP, Schedule, SubVP
 from ..sde_samplers import ancestral, euler_maruyama
@@ -65,6 +65,16 @@ LEVELS = Exercise("2.1", "Signal and noise after k small steps", chain_levels, c
             "sigma fits your alpha, but your chain multiplies x by 1 - beta at each step: look again at (2.1)"),
     Mistake("one minus alpha", lambda beta: ((1 - beta).cumprod(0).sqrt(), (1 - (1 - beta).cumprod(0).sqrt()).sqrt()),
             "it is the squares that add up to one, alpha^2 + sigma^2 = 1"),
+    Mistake("both without their roots", lambda beta: ((1 - beta).cumprod(0), 1 - (1 - beta).cumprod(0)),
+            "these are the squares of both levels: signal and noise are asked for, not their powers"),
+    Mistake("noise of one step", lambda beta: ((1 - beta).cumprod(0).sqrt(), beta.sqrt()),
+            "your signal is that of all k steps, your noise that of step k alone"),
+    Mistake("sigma by a plain difference", lambda beta: ((kept := (1 - beta).cumprod(0).sqrt()), 1 - kept),
+            "alpha and sigma do not add up to one themselves; look at (2.3) once more"),
+    Mistake("one step late", lambda beta: (
+        (kept := torch.cat([beta.new_ones(1), (1 - beta).cumprod(0)[:-1]])).sqrt(), (1 - kept).sqrt()),
+            "your list begins before the first step, with alpha = 1; it begins after it"),
+    Mistake("noise first", lambda beta: chain_levels(beta)[::-1], "alpha comes first, then sigma"),
 ], tips=["what does the factor in front of x_0 look like after three steps?",
          "torch's `cumprod(0)` gives all running products at once"])
 
@@ -91,8 +101,13 @@ def _variance_slope(schedule: Schedule, t: Tensor) -> Tensor:
     return slope(lambda u: schedule.sigma(u) ** 2, t)
 
 
+def _with_drift(f):
+    """Another drift f(schedule, t), and the g^2 that (2.6) makes of it."""
+    return lambda c, t: (f(c, t), _variance_slope(c, t) - 2 * f(c, t) * c.sigma(t) ** 2)
+
+
 SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
-    Mistake("slope of alpha", lambda c, t: (slope(c.alpha, t), _variance_slope(c, t) - 2 * slope(c.alpha, t) * c.sigma(t) ** 2),
+    Mistake("slope of alpha", _with_drift(lambda c, t: slope(c.alpha, t)),
             "your f is the slope of alpha itself; f says how fast alpha changes in proportion to alpha"),
     Mistake("no drift in the variance", lambda c, t: (c.drift(t), _variance_slope(c, t)),
             "your g^2 makes up for the growth of the variance only, as if the drift did not shrink the noise as well"),
@@ -109,6 +124,15 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
     Mistake("right for VP only", lambda c, t: (c.drift(t), -2 * c.drift(t)),
             "g^2 = -2 f holds where alpha^2 + sigma^2 = 1; here every schedule counts"),
     Mistake("g for g squared", lambda c, t: (c.drift(t), c.diffusion2(t).sqrt()), "that is g; g^2 was asked for"),
+    Mistake("sign of f", _with_drift(lambda c, t: -c.drift(t)),
+            "your f is positive: what fades shrinks, so alpha' and f are negative"),
+    Mistake("f of alpha squared", _with_drift(lambda c, t: 2 * c.drift(t)),
+            "your f is twice the one of (2.6): that is how fast alpha squared changes in proportion"),
+    Mistake("alpha for sigma", lambda c, t: (c.drift(t), _variance_slope(c, t) - 2 * c.drift(t) * c.alpha(t) ** 2),
+            "f acts on the noise that is there already: which level squared is its variance?"),
+    Mistake("chain rule", lambda c, t: (c.drift(t), 2 * slope(c.sigma, t) - 2 * c.drift(t) * c.sigma(t) ** 2),
+            "the slope of sigma^2 is 2 sigma sigma', a factor sigma is missing; or let `slope` differentiate the square"),
+    Mistake("g squared first", lambda c, t: (c.diffusion2(t), c.drift(t)), "f comes first, then g squared"),
 ], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something",
          "slope takes any function of t, `lambda u: ...` too"])
 
@@ -118,6 +142,8 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
 def one_step(generator: torch.Generator) -> Iterator[tuple]:
     """D, x, t, s, z with a time per row; t - s is never small. The last states are in single precision, as networks have them."""
     for schedule in SCHEDULES:
+        t = between(generator, 0.5, 0.95)                           # a time for all rows
+        yield Blob(schedule), normal(generator, 1, 2), t, t * between(generator, 0.2, 0.8), normal(generator, 1, 2)
         for shape in SHAPES:
             t = between(generator, 0.5, 0.95, shape[0])
             s = t * between(generator, 0.2, 0.8, shape[0])
@@ -126,54 +152,76 @@ def one_step(generator: torch.Generator) -> Iterator[tuple]:
     yield Blob(SCHEDULES[1]), normal(generator, 3, 2).float(), t, t * between(generator, 0.2, 0.8, 3), normal(generator, 3, 2).float()
 
 
-def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, f, g^2, score: the four quantities of a step back, shaped to multiply x."""
+def _reverse(D: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h, f, g^2: the rates of a step back and its length, shaped to multiply x."""
     f, g2 = sde_of(D.schedule, t)
-    return per_row(t - s, x), per_row(f, x), per_row(g2, x), score(D, x, t)
+    return per_row(t - s, x), per_row(f, x), per_row(g2, x)
 
 
-def _signed(x, z, h, f, g2, score, pull=1.0, push=1.0, noise=None):
-    return x - h * (pull * f * x - push * g2 * score) + (noise if noise is not None else (g2 * h).sqrt()) * z
+def _back(pull=1.0, push=1.0, std=lambda g2, h: (g2 * h).sqrt(), grad=lambda D, x, t, s: score(D, x, t),
+          step=lambda x, drift, noise, h: x - h * drift + noise):
+    """The step with the factors of drift and score, the noise's std(g^2, h), the score or the sum of all replaced."""
+    def wrong(D, x, t, s, z):
+        h, f, g2 = _reverse(D, x, t, s)
+        return step(x, pull * f * x - push * g2 * grad(D, x, t, s), std(g2, h) * z, h)
+    return wrong
 
 
-def _rate(D, x, t, s):
-    """h f, a drift that has forgotten x."""
-    h, f, _, _ = _reverse(D, x, t, s)
-    return h * f
+def _drift_without_x(D, x, t, s, z):
+    h, f, _ = _reverse(D, x, t, s)
+    return _back(pull=0)(D, x, t, s, z) - h * f
+
+
+def _at_s(D, x, t, s, z):
+    """The step of the right length with f, g^2 and the score at s."""
+    return euler_maruyama(D, x, s, 2 * s - t, z)
 
 
 REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_step, [
-    Mistake("sign of dt", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=-1, push=-1),
+    Mistake("sign of dt", _back(pull=-1, push=-1),
             "your drift moves forward in time: the step goes from t down to s, so dt = s - t is negative"),
-    Mistake("sign of f", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=-1),
+    Mistake("sign of f", _back(pull=-1),
             "the drift f x has the wrong sign: where the way to noise shrinks x, the way back must stretch it"),
-    Mistake("sign of the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=-1),
+    Mistake("sign of the score", _back(push=-1),
             "you walk down the score, away from the data: the score points to where the density grows"),
-    Mistake("half the score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0.5),
+    Mistake("half the score", _back(push=0.5),
             "your step goes half as far along the score as Bayes' rule asks; the half belongs to an equation without noise"),
-    Mistake("no score", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), push=0),
+    Mistake("no score", _back(push=0),
             "you ran the drift back, but drift alone does not undo noise: where is the score?"),
-    Mistake("variance for standard deviation", lambda D, x, t, s, z: _signed(
-        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2] * parts[0]),
+    Mistake("no drift", _back(pull=0),
+            "the score is there, but the forward drift is never undone (it is 0 for VE only)"),
+    Mistake("variance for standard deviation", _back(std=lambda g2, h: g2 * h),
             "your noise is multiplied by its variance; z needs the standard deviation"),
-    Mistake("noise times h", lambda D, x, t, s, z: _signed(
-        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt() * parts[0]),
+    Mistake("noise times h", _back(std=lambda g2, h: g2.sqrt() * h),
             "noise grows like the square root of h: n steps of h must add up to the variance of one step of n h"),
-    Mistake("noise without h", lambda D, x, t, s, z: _signed(
-        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2].sqrt()),
+    Mistake("noise without h", _back(std=lambda g2, h: g2.sqrt()),
             "your noise does not know how long the step is: ten steps of a tenth would add ten times the variance of one"),
-    Mistake("g squared times the root of h", lambda D, x, t, s, z: _signed(
-        x, z, *(parts := _reverse(D, x, t, s)), noise=parts[2] * parts[0].sqrt()),
+    Mistake("g squared times the root of h", _back(std=lambda g2, h: g2 * h.sqrt()),
             "g^2 is a variance, and so is g^2 h; which root belongs before z?"),
-    Mistake("drift without x", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, t, s), pull=0) - _rate(D, x, t, s),
-            "f is a rate; what does it multiply?"),
-    Mistake("noise twice", lambda D, x, t, s, z: _signed(x, z * torch.randn_like(z), *_reverse(D, x, t, s)),
+    Mistake("noise in the bracket", _back(std=lambda g2, h: -h * (g2 * h).sqrt()),
+            "the noise stands inside your bracket, and so it is multiplied by -h as well"),
+    Mistake("noise subtracted", _back(std=lambda g2, h: -(g2 * h).sqrt()),
+            "you subtract the noise; its distribution does not mind, but z is handed in to be *added*"),
+    Mistake("noise twice", lambda D, x, t, s, z: euler_maruyama(D, x, t, s, z * torch.randn_like(z)),
             "you draw noise again and multiply it with z: the variance stays right, the tails grow heavy, as the kurtosis tells"),
-    Mistake("own noise", lambda D, x, t, s, z: _signed(x, torch.randn_like(z), *_reverse(D, x, t, s)),
+    Mistake("own noise", lambda D, x, t, s, z: euler_maruyama(D, x, t, s, torch.randn_like(z)),
             "you drew noise of your own; use the z that was handed in"),
-    Mistake("no noise", lambda D, x, t, s, z: _signed(x, 0 * z, *_reverse(D, x, t, s)),
+    Mistake("no noise", lambda D, x, t, s, z: euler_maruyama(D, x, t, s, 0 * z),
             "there is no noise in your step; this drift is right only together with the noise"),
-    Mistake("levels at s", lambda D, x, t, s, z: _signed(x, z, *_reverse(D, x, s, 2 * s - t)),
+    Mistake("drift without x", _drift_without_x, "f is a rate; what does it multiply?"),
+    Mistake("drift without h", _back(step=lambda x, drift, noise, h: x - drift + noise),
+            "drift and score are rates; what they do in one step depends on how long it is"),
+    Mistake("the way alone", _back(step=lambda x, drift, noise, h: noise - h * drift),
+            "you return how far to go; the new state is x plus that"),
+    Mistake("g for g squared", _back(grad=lambda D, x, t, s: score(D, x, t) / per_row(D.schedule.diffusion2(t), x).sqrt()),
+            "the score is multiplied by g in your drift; Bayes' rule has its square there"),
+    Mistake("no g squared", _back(grad=lambda D, x, t, s: score(D, x, t) / per_row(D.schedule.diffusion2(t), x)),
+            "how far to go along the score depends on how much noise the way forward adds: where is g^2?"),
+    Mistake("x0 for score", _back(grad=lambda D, x, t, s: D(x, t)),
+            "you put the guess x0_hat where the score belongs; `score(D, x, t)` makes one of the other"),
+    Mistake("noise for score", _back(grad=lambda D, x, t, s: eps(D, x, t)),
+            "you put the believed noise where the score belongs: they differ by a sign and by sigma"),
+    Mistake("levels at s", _at_s,
             "x is at time t: drift, diffusion and score must be evaluated at t, not at the time that you are going to"),
 ], tips=["h = t - s is positive; write the step with h, then no sign is left to chance",
          "per_row(..., x) shapes a value per row so that it multiplies x"])
@@ -234,6 +282,20 @@ DRIVER = Exercise("2.4", "The loop over a time grid", walk_down, walks, [
             "every step of yours starts from the x that was handed in; it must start where the step before it ended"),
     Mistake("noise shifted", _driven(lambda ts: [(t, s, i - 1) for t, s, i in _in_order(ts)]),
             "the noise is shifted against the steps: the first step takes noise[0]"),
+    Mistake("landing with the first time", _driven(_in_order, at=0),
+            "the last state is at ts[-1], but you denoise it as if it were pure noise still"),
+    Mistake("stopped and landed early", _driven(lambda ts: _in_order(ts)[:-1], at=-2),
+            "your landing takes the place of the last step: n + 1 times make n steps, and then comes the landing"),
+    Mistake("one step and out", _driven(lambda ts: _in_order(ts)[:1]),
+            "you return from inside the loop, after the first step"),
+    Mistake("nothing kept", lambda D, x, ts, step, noise: D(x, ts[-1]),
+            "what the steps return is thrown away: x never changes"),
+    Mistake("noise of one's own", lambda D, x, ts, step, noise: walk_down(D, x, ts, step, torch.stack([
+        torch.randn_like(x) for _ in noise])),
+            "you draw noise of your own; step i takes noise[i]"),
+    Mistake("last step without noise", lambda D, x, ts, step, noise: walk_down(D, x, ts, step, torch.cat([
+        noise[:-1], 0 * noise[-1:]])),
+            "your last step gets no noise; it is a step like the others, and what follows it, the landing, has none"),
 ], tips=["for n = 2 the steps are (ts[0], ts[1]) and (ts[1], ts[2])", "a grid of n + 1 times has len(ts) - 1 steps"])
 
 
@@ -245,14 +307,20 @@ def jumps(generator: torch.Generator) -> Iterator[tuple]:
         yield D, x, t, 0 * s if i % 3 == 2 else s, z
 
 
-def _posterior(a=None, beta=None, std=None):
-    """The ancestral step with one of its three ingredients replaced; each is a function of the four levels."""
+def _posterior(a=None, beta=None, std=None, of_x0=None, of_x=None):
+    """The ancestral step with one of its ingredients replaced.
+
+    a and beta are functions of the four levels, std one of beta-tilde and beta; of_x0(a_s, beta) and of_x(a, s_s) are the
+    weights of x_0 and x_t in the mean, times sigma_t^2.
+    """
+    of_x0, of_x = of_x0 or (lambda as_, new: as_ * new), of_x or (lambda ratio, ss: ratio * ss**2)
+
     def wrong(D, x, t, s, z):
         at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
         ratio = (a or _ratio)(at, st, as_, ss)
         new = (beta or (lambda *_: st**2 - ratio**2 * ss**2))(at, st, as_, ss)
         tilde = ss**2 * new / st**2
-        return (as_ * new * D(x, t) + ratio * ss**2 * x) / st**2 + (std or _root)(tilde, new) * z
+        return (of_x0(as_, new) * D(x, t) + of_x(ratio, ss) * x) / st**2 + (std or _root)(tilde, new) * z
     return wrong
 
 
@@ -277,10 +345,6 @@ def _small_step_beta(D, x, t, s, z):
     at, st, as_, ss = *levels(D, x, t), *levels(D, x, s)
     beta = per_row(D.schedule.diffusion2(t) * (t - s), x)
     return (as_ * beta * D(x, t) + at / as_ * ss**2 * x) / st**2 + (ss**2 * beta / st**2).sqrt() * z
-
-
-def _score_for_x0(D, x, t, s, z):
-    return ancestral(_Returns(D, lambda x, t: score(D, x, t)), x, t, s, z)
 
 
 def _ddim(D, x, t, s, z):
@@ -335,7 +399,20 @@ ANCESTRAL = Exercise("2.5", "The ancestral step, for any s < t", ancestral, jump
             "you forget x_t: all of its noise is replaced by new noise, but (2.10) keeps a part of it"),
     Mistake("swapped s and t", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, s: D(x, t)), x, s, t, z),
             "s and t are swapped in your levels: s is the earlier time, with less noise"),
-    Mistake("score for x0", _score_for_x0, "the formula wants x0_hat, the output of D itself, where you put the score"),
+    Mistake("score for x0", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, t: score(D, x, t)), x, t, s, z),
+            "the formula wants x0_hat, the output of D itself, where you put the score"),
+    Mistake("own noise", lambda D, x, t, s, z: ancestral(D, x, t, s, torch.randn_like(z)),
+            "you drew noise of your own; use the z that was handed in"),
+    Mistake("noise for x0", lambda D, x, t, s, z: ancestral(_Returns(D, lambda x, t: eps(D, x, t)), x, t, s, z),
+            "the formula wants the guess x0_hat, the output of D itself, where you put the believed noise"),
+    Mistake("difference of variances", _posterior(beta=lambda at, st, as_, ss: st**2 - ss**2),
+            "the noise of s shrinks on the way to t, and you take it off in full: see (2.9)"),
+    Mistake("alpha forgotten in the mean", _posterior(of_x0=lambda as_, new: new),
+            "x_0 is weighed by beta alone in your mean; what else multiplies it in (2.10)?"),
+    Mistake("a forgotten in the mean", _posterior(of_x=lambda ratio, ss: ss**2),
+            "x_t is weighed by sigma_s^2 alone in your mean; what else multiplies it in (2.10)?"),
+    Mistake("sigma_s not squared in the mean", _posterior(of_x=lambda ratio, ss: ratio * ss),
+            "in your mean one of the sigmas lacks its square"),
 ], tips=["levels(D, x, t) gives alpha(t) and sigma(t), ready to multiply x",
          "test it on paper: for s = 0 the step must return x0_hat"])
 
@@ -348,12 +425,11 @@ def family(D: Denoiser, x: Tensor, t, s, z: Tensor, lam: float) -> Tensor:
 
 
 def _family(D, x, t, s, z, push, noise):
-    h, f, g2, grad = _reverse(D, x, t, s)
-    return x - h * (f * x - push * g2 * grad) + noise * (g2 * h).sqrt() * z
+    return _back(push=push)(D, x, t, s, noise * z)
 
 
 def family_steps(generator: torch.Generator) -> Iterator[tuple]:
-    for (D, x, t, s, z), lam in zip(one_step(generator), 5 * (0.5, 2.0, 0.0, 1.5, 0.3)):
+    for (D, x, t, s, z), lam in zip(one_step(generator), cycle((0.5, 2.0, 0.0, 1.5, 0.3))):
         yield D, x, t, s, z, lam
 
 
@@ -380,6 +456,16 @@ FAMILY = Exercise("2.6", "As much noise as you like", family, family_steps, [
             "with lambda = 0 your step has no score left, yet the ODE needs half of it"),
     Mistake("sign of dt", lambda D, x, t, s, z, lam: 2 * x - _family(D, x, t, s, -z, (1 + lam**2) / 2, lam),
             "your drift moves forward in time: the step goes from t down to s"),
+    Mistake("lambda ignored", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1, 1),
+            "that is exercise 2.3: lambda does not enter"),
+    Mistake("score times lambda", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, lam, lam),
+            "you scale the score as the noise is scaled; put lambda = 0: is the score gone?"),
+    Mistake("minus lambda squared", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 - lam**2) / 2, lam),
+            "for lambda = 1 your score is gone; it should be that of exercise 2.3"),
+    Mistake("half of one only", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, 1 / 2 + lam**2, lam),
+            "lambda = 0 comes out right; lambda = 1 does not: where does the half belong?"),
+    Mistake("no noise", lambda D, x, t, s, z, lam: _family(D, x, t, s, z, (1 + lam**2) / 2, 0),
+            "there is no noise in your step, and the drift relies on it"),
 ], tips=["for lambda = 1 it is exercise 2.3: change two places of that step",
          "what does the score's factor become for lambda = 0, and for lambda = 1?"])
 

@@ -60,6 +60,16 @@ DROP = Exercise("6.1", "Labels dropped at random", drop_labels, labelled, [
             "you take the rows out of the batch; they stay, and only their label goes"),
     Mistake("a share in order", lambda labels, u, p: torch.where(torch.arange(len(labels)) < round(p * len(labels)), -1, labels),
             "you drop the first rows of the batch; which rows are dropped is decided by their draws u"),
+    Mistake("nothing dropped", lambda labels, u, p: labels.clone(),
+            "every label is still there: which rows lose theirs?"),
+    Mistake("everything dropped", lambda labels, u, p: torch.full_like(labels, -1),
+            "every label is gone; only where u < p does one go"),
+    Mistake("one minus p", lambda labels, u, p: torch.where(u < 1 - p, -1, labels),
+            "you drop the share 1 - p, which should be kept"),
+    Mistake("draws of one's own", lambda labels, u, p: torch.where(torch.rand(len(labels)) < p, -1, labels),
+            "you draw numbers of your own; the draws u are handed in"),
+    Mistake("whole batch if one goes", lambda labels, u, p: torch.full_like(labels, -1) if (u < p).any() else labels.clone(),
+            "you hide all labels as soon as one row's draw says so; each row decides for itself"),
 ], tips=["`torch.where(condition, a, b)` chooses row by row"])
 
 
@@ -95,6 +105,14 @@ def _swapped(c, u, w):
     return u + w * (u - c)
 
 
+def _halves(stack=lambda a, b: torch.cat([a, b]), cut=lambda both: both.chunk(2)):
+    """The right formula for halves that were stacked or cut in another way."""
+    def wrong(D, x, t, cond, w):
+        c, u = cut(D(stack(x, x), stack(t, t), stack(cond, torch.full_like(cond, -1))))
+        return c + w * (c - u)
+    return wrong
+
+
 def _noise_of_the_composite(D, x, t, cond, w):
     x0 = composite(D, x, t, cond, w)
     alpha, sigma = levels(D, x, t)
@@ -121,6 +139,21 @@ GUIDED = Exercise("6.2", "Guidance in one call", composite, weighted, [
     Mistake("not everything stacked", lambda D, x, t, cond, w: D(
         torch.cat([x, x]), t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)[0],
             "everything that D gets must have twice as many rows: x, the times and the labels"),
+    Mistake("rows interleaved", _halves(stack=lambda a, b: torch.stack([a, b], 1).flatten(0, 1)),
+            "you put every row beside its copy, but `.chunk(2)` cuts in the middle: all with labels first, then all without"),
+    Mistake("every second row", _halves(cut=lambda both: (both[::2], both[1::2])),
+            "you take every second row for a half; the halves lie one after the other, as they were stacked"),
+    Mistake("plus for minus", _at_once(lambda c, u, w: c + w * u),
+            "D_u is added, though guidance leads *away* from it"),
+    Mistake("bracket lost", _at_once(lambda c, u, w: c - w * u),
+            "only D_u is weighed: your weights of D_c and D_u add up to 1 - w"),
+    Mistake("bracket lost in front", _at_once(lambda c, u, w: w * c - u),
+            "only D_c is weighed: your weights of D_c and D_u add up to w - 1"),
+    Mistake("clamped", _at_once(lambda c, u, w: (c + w * (c - u)).clamp(-1, 1)),
+            "you cut the guess off at -1 and 1; (6.3) does not, and data need not lie there"),
+    Mistake("label turned round", lambda D, x, t, cond, w: _swapped(*D(
+        torch.cat([x, x]), torch.cat([t, t]), torch.cat([-cond, cond])).chunk(2), w),
+            "you put a minus before the label; no label is -1 for every class"),
     Mistake("no guidance", _at_once(lambda c, u, w: c),
             "that is D_c alone: did both halves get the label?"),
     Mistake("no condition", _at_once(lambda c, u, w: u),
@@ -176,6 +209,21 @@ NEGATIVE = Exercise("6.3", "A scale and a negative prompt", negative, wished, [
             "x holds alpha times the picture: your way back from the noise has lost its alpha"),
     Mistake("plain", _wish(lambda c, a, g: c),
             "that is the wanted guess alone, the case scale = 1"),
+    Mistake("w on top of what is avoided", _wish(lambda c, a, g: a + (g - 1) * (c - a)),
+            "you start from what is avoided, but with w in place of the scale: one of the two must change"),
+    Mistake("difference alone", _wish(lambda c, a, g: g * (c - a)),
+            "that is the way alone; where does it start?"),
+    Mistake("bracket lost", _wish(lambda c, a, g: g * c - a),
+            "only the wanted guess is multiplied by the scale: the weights must add up to 1"),
+    Mistake("what is avoided", _wish(lambda c, a, g: a),
+            "that is the guess to run away from, the case scale = 0"),
+    Mistake("away from no label", lambda D, x, t, want, avoid, scale: D(x, t, want) + scale * (D(x, t, want) - D(x, t)),
+            "that is guidance with w = scale and without the negative prompt: where does `avoid` come in?"),
+    Mistake("guess for noise", lambda D, x, t, want, avoid, scale: (x - levels(D, x, t)[1] * _scale(
+        D(x, t, want), D(x, t, avoid), scale)) / levels(D, x, t)[0],
+            "you treat guesses as if they were noises: what D returns is x0_hat already"),
+    Mistake("sign on the way back", _from_noise(lambda x, alpha, sigma, e: (x + sigma * e) / alpha),
+            "on the way back from the noise to the guess the noise is taken off"),
 ], tips=["put eps = (x - alpha D)/sigma in: x drops out of eps_want - eps_avoid",
          "(6.4) turned round: what is the weight w if the scale is 1 + w?"])
 
@@ -241,6 +289,27 @@ CLASSIFIER = Exercise("6.4", "Guidance by a classifier", classifier_guidance, cl
             "the classifier alone does not know what data looks like: the unconditional score is missing"),
     Mistake("everything scaled", _classified(combine=lambda s, g, w: (1 + w) * (s + g)),
             "(1+w) multiplies the gradient only, not the unconditional score"),
+    Mistake("only once", _classified(combine=lambda s, g, w: s + g),
+            "that is the score given the class, for w = 0; w is nowhere used"),
+    Mistake("minus w", _classified(combine=lambda s, g, w: s + (1 - w) * g),
+            "the more you insist, the *less* your classifier counts"),
+    Mistake("as for the noise", lambda D, log_p, x, t, cond, w: _classified()(D, log_p, x, t, cond, w) + (1 + w) * (
+        levels(D, x, t)[1] - 1) * _gradient(log_p, x, t, cond),
+            "your gradient is multiplied by sigma, as in a guided *noise*; a score takes it as it is"),
+    Mistake("as for the guess", lambda D, log_p, x, t, cond, w: _classified()(D, log_p, x, t, cond, w) + (1 + w) * (
+        levels(D, x, t)[1] ** 2 - 1) * _gradient(log_p, x, t, cond),
+            "your gradient is multiplied by sigma squared, as in a guided *guess*; a score takes it as it is"),
+    Mistake("guess for score", lambda D, log_p, x, t, cond, w: D(x, t) + (1 + w) * _gradient(log_p, x, t, cond),
+            "you start from the guess x0_hat; `score(D, x, t)` makes a score of it"),
+    Mistake("no gradient", lambda D, log_p, x, t, cond, w: score(D, x, t) + (1 + w) * per_row(
+        log_p(x, t)[torch.arange(len(x)), cond], x),
+            "you add the log-probability itself; it is its gradient that says where to go"),
+    Mistake("first class for all", _classified(pick=lambda logs, cond: logs[:, 0].sum()),
+            "you follow class 0 in every row: where do the labels enter?"),
+    Mistake("first row alone", _classified(pick=lambda logs, cond: logs[0, cond[0]]),
+            "only the first row has a gradient; sum over all rows before you differentiate"),
+    Mistake("cross-entropy", _classified(pick=lambda logs, cond: torch.nn.functional.nll_loss(logs, cond)),
+            "that is a loss to be made small, and a mean: it has the opposite sign, and shrinks with the batch"),
 ], tips=["`x = x.detach().requires_grad_()` first, so that the classifier's answer remembers x",
          "`log_p(x, t)[torch.arange(len(x)), cond]` is each row's own log-probability; its sum has the gradient of each row"])
 
@@ -297,6 +366,23 @@ TILTED = Exercise("6.5", "The tilted Gaussian", tilted, pairs, [
             "one over s is no precision: in the exponent of a Gaussian stands s squared"),
     Mistake("class only", _tilt(lambda sc, su, w: (1 + w) / sc**2, lambda mc, sc, mu, su, w: (1 + w) * mc / sc**2),
             "that is a power of the class alone; the division by the density of all the data is missing"),
+    Mistake("root of the precision", _tilt(std=lambda P, sc, su, w: P.sqrt()),
+            "the root is there, but of the precision: the standard deviation is one over it"),
+    Mistake("mean times the precision", _tilt(mean=lambda mc, mu, w, M, P: M * P),
+            "the coefficient of x is the mean over the variance: divide by the precision, do not multiply"),
+    Mistake("sign in the precision alone", _tilt(lambda sc, su, w: (1 + w) / sc**2 + w / su**2),
+            "your mean knows that the density of all the data is divided by; your precision has a plus there"),
+    Mistake("sign in the mean alone", _tilt(moment=lambda mc, sc, mu, su, w: (1 + w) * mc / sc**2 + w * mu / su**2),
+            "your precision knows that the density of all the data is divided by; the term with x has a plus there"),
+    Mistake("means without variances", _tilt(moment=lambda mc, sc, mu, su, w: (1 + w) * mc - w * mu),
+            "the coefficient of x is m over s squared; you mix the means alone"),
+    Mistake("half kept", _tilt(lambda sc, su, w: ((1 + w) / sc**2 - w / su**2) / 2),
+            "your precision has kept the 1/2 of the exponent, but what it is compared with has one as well"),
+    Mistake("mean of all the data forgotten", _tilt(moment=lambda mc, sc, mu, su, w: (1 + w) * mc / sc**2),
+            "the mean of all the data does not enter: it is 0 in the chapter, but not here"),
+    Mistake("the scale for w", _tilt(lambda sc, su, w: w / sc**2 + (1 - w) / su**2,
+                                     lambda mc, sc, mu, su, w: w * mc / sc**2 + (1 - w) * mu / su**2),
+            "your weights are w and 1 - w, the other convention; here they are 1 + w and -w"),
 ], tips=["write both exponents as -x^2/(2 s^2) + x m/s^2 + const, and add them up with weights 1+w and -w",
          "the factor of -x^2/2 is one over the variance; the factor of x is the mean over the variance"])
 
@@ -349,6 +435,19 @@ WEIGHT = Exercise("6.6", "The right weight for every noise level", right_weight,
             "that is 1 + w, the scale of the other convention"),
     Mistake("plus", _solved(solve=lambda want, a, b: (want - 1 / a) / (1 / a + 1 / b)),
             "the density of all the data enters with a minus sign: 1/a - 1/b"),
+    Mistake("variances for precisions", _solved(target=lambda v, n: v + n, solve=lambda want, a, b: (want - a) / (a - b)),
+            "(6.8) compares one over the variances; you compare the variances"),
+    Mistake("brackets", _solved(solve=lambda want, a, b: want - 1 / a / (1 / a - 1 / b)),
+            "Python divides before it subtracts: the numerator belongs in brackets"),
+    Mistake("no noise in a and b", lambda sigma_bar, w, s_c, s_u: (
+        1 / (1 / ((1 + w) / s_c**2 - w / s_u**2) + sigma_bar**2) - 1 / s_c**2) / (1 / s_c**2 - 1 / s_u**2),
+            "a and b are the variances at the noise level asked for: sigma-bar^2 is missing in both"),
+    Mistake("sigma not squared in v's term", _solved(target=lambda v, n: 1 / (v + n.sqrt())),
+            "what is added to v is the variance of the noise; in a and b you have it right"),
+    Mistake("w for 1 + w", _solved(v=lambda w, sc, su: 1 / (w / sc**2 - w / su**2)),
+            "your v is that of the exponents w and -w; the class has 1 + w"),
+    Mistake("plus in v", _solved(v=lambda w, sc, su: 1 / ((1 + w) / sc**2 + w / su**2)),
+            "in v the density of all the data is divided by, so its term is subtracted"),
 ], tips=["sort (6.8) by the unknown: 1/a + w_sigma (1/a - 1/b) = 1/(v + sigma-bar^2)",
          "v comes from (6.6), with the w that is wanted at the end"])
 

@@ -20,7 +20,7 @@ from .predictions import Prediction
 def landings(generator: torch.Generator) -> Iterator[tuple]:
     """schedule, x, t, z, s with a time per row; every third row or so ends at s = 0."""
     for D, x, t, s, z in one_step(generator):
-        yield D.schedule, x, t, z, s * (between(generator, 0, 1, len(s)) < 0.7)
+        yield D.schedule, x, t, z, s * (between(generator, 0, 1, *s.shape) < 0.7)
 
 
 def _solved(solve):
@@ -54,14 +54,26 @@ INVERSE = Exercise("7.1", "The guess that makes a step land", x0_between, landin
             "the believed noise holds alpha(t) times the guess, not the guess itself"),
     Mistake("noise kept as it is", _solved(lambda x, z, at, st, as_, ss: (z - x) / (as_ - at)),
             "you solved as if the noise had the same level at t and at s; it is scaled by sigma(s)/sigma(t)"),
-    Mistake("backwards", lambda schedule, x, t, z, s: x0_between(schedule, z, s, x, t),
-            "start and landing have changed places: the step leads from x at t to z at s"),
+    Mistake("divided by what may be zero", _solved(lambda x, z, at, st, as_, ss: (z / ss - x / st) / (as_ / ss - at / st)),
+            "right where noise is left at s; at s = 0 you divide by its level, which is 0 (start and landing may have changed places)"),
     Mistake("start for landing", _solved(lambda x, z, at, st, as_, ss: (x - ss / st * z) / (as_ - ss / st * at)),
             "x and z have changed places above the line: it is the start whose noise is scaled down, to be taken off the landing"),
     Mistake("brackets", _solved(lambda x, z, at, st, as_, ss: (z - ss / st * x) / as_ - ss / st * at),
             "Python divides before it subtracts: what stands below the line belongs in brackets"),
     Mistake("levels unshaped", _bare_levels,
             "a value per row has the shape (B,) and must be shaped by per_row before it meets a batch"),
+    Mistake("not divided", _solved(lambda x, z, at, st, as_, ss: z - ss / st * x),
+            "what is left when x_t has been taken off is not the guess yet: what stands in front of it?"),
+    Mistake("the step itself", _solved(lambda x, z, at, st, as_, ss: as_ * z + ss * (x - at * z) / st),
+            "that is a DDIM step with z for its guess; asked for is the guess that makes a step land on z"),
+    Mistake("x unscaled", _solved(lambda x, z, at, st, as_, ss: (z - x) / (as_ - ss / st * at)),
+            "x_t is taken off as it is; in (7.1) it has a factor"),
+    Mistake("alpha unscaled", _solved(lambda x, z, at, st, as_, ss: (z - ss / st * x) / (as_ - at)),
+            "alpha_t stands in the divisor as it is; in (7.1) it has a factor"),
+    Mistake("ratio of the variances", _solved(lambda x, z, at, st, as_, ss: (z - ss**2 / st**2 * x) / (as_ - ss**2 / st**2 * at)),
+            "the noise is scaled by the ratio of the levels, not of their squares"),
+    Mistake("not a ratio", _solved(lambda x, z, at, st, as_, ss: (z - ss * x) / (as_ - ss * at)),
+            "the believed noise was divided by sigma_t; you only multiply by sigma_s"),
 ], tips=["write the DDIM step with x0_hat in both of its places, and gather them",
          "x_s = (sigma_s/sigma_t) x_t + (something) x0_hat: subtract, then divide by the something"])
 
@@ -71,8 +83,8 @@ INVERSE = Exercise("7.1", "The guess that makes a step land", x0_between, landin
 def kinds(generator: torch.Generator) -> Iterator[tuple]:
     """D, x, t, m, s, cond with a time per row, s = 0 now and then, and with or without labels."""
     for i, (D, x, t, s, _) in enumerate(one_step(generator)):
-        s = s * (between(generator, 0, 1, len(s)) < 0.7)
-        m = s + (t - s) * between(generator, 0.3, 0.7, len(t))
+        s = s * (between(generator, 0, 1, *s.shape) < 0.7)
+        m = s + (t - s) * between(generator, 0.3, 0.7, *t.shape)
         cond = torch.randint(-1, 3, (len(x),), generator=generator) if i % 2 else None
         yield Kinds(D.schedule), x, t, m, s, cond
 
@@ -121,12 +133,23 @@ TARGET = Exercise("7.2", "Two steps of the teacher in one of the student", two_s
     Mistake("inverted to the mid-point", _target(invert=lambda c, x, x_m, t, m, z, s: x0_between(c, x, t, z, m)),
             "the student's one step ends at s, not at m"),
     Mistake("labels lost", lambda D, x, t, m, s, cond: two_step_target(D, x, t, m, s),
-            "the teacher is never told the labels"),
+            "the teacher is never told the labels (the fifth argument of ddim is z: write cond=cond)"),
     Mistake("labels lost halfway", _target(second=lambda D, x, x_m, t, m, s, cond: ddim(D, x_m, m, s)),
             "in the second step the teacher is not told the labels"),
     Mistake("mean of the two guesses",
             lambda D, x, t, m, s, cond: (D(x, t, cond) + D(ddim(D, x, t, m, cond=cond), m, cond)) / 2,
             "a plain mean of the two guesses is not where the two steps lead: the two count differently, by the levels"),
+    Mistake("labels lost at first", _target(first=lambda D, x, t, m, s, cond: ddim(D, x, t, m)),
+            "in the first step the teacher is not told the labels"),
+    Mistake("landing at the mid-point", _target(invert=lambda c, x, x_m, t, m, z, s: x0_between(c, x, t, x_m, s)),
+            "you invert a step to the mid-point's state, as if the teacher had landed there"),
+    Mistake("from the mid-point, at t", _target(invert=lambda c, x, x_m, t, m, z, s: x0_between(c, x_m, t, z, s)),
+            "the student starts at x, and you invert a step that starts from the mid-point's state"),
+    Mistake("from x, at the mid-point's time", _target(invert=lambda c, x, x_m, t, m, z, s: x0_between(c, x, m, z, s)),
+            "the student starts at x at the time t, and you invert a step that starts at m"),
+    Mistake("mean by the lengths", lambda D, x, t, m, s, cond: (per_row((t - m) / (t - s), x) * D(x, t, cond) + per_row(
+        (m - s) / (t - s), x) * D(ddim(D, x, t, m, cond=cond), m, cond)),
+            "you weigh the two guesses by the lengths of their steps; what they move depends on the noise levels"),
 ], tips=["two calls of ddim, the second one from the result of the first, at its time",
          "then ask my_x0_between for the guess that leads from x at t to that landing at s"])
 
@@ -137,6 +160,15 @@ def weighted_error(guess: Tensor, target: Tensor, t: Tensor, schedule: Schedule)
     """Mean over all entries of max(snr, 1) (guess - target)^2, with a time per row."""
     weight = schedule.log_snr(t).exp().clamp(min=1)
     return (per_row(weight, guess) * (guess - target).square()).mean()
+
+
+def _value_and_gradient(function, guess: Tensor, *rest) -> tuple[Tensor, Tensor] | float:
+    """The loss, and how it moves the guess: without that, nothing is learnt."""
+    guess = guess.requires_grad_()
+    loss = function(guess, *rest)
+    if not isinstance(loss, Tensor):
+        return loss
+    return loss, torch.autograd.grad(loss.sum(), guess)[0] if loss.requires_grad else torch.zeros_like(guess)
 
 
 def guesses(generator: torch.Generator) -> Iterator[tuple]:
@@ -154,6 +186,10 @@ def _weighed(weight, finish=torch.mean):
 
 def _truncated(snr: Tensor) -> Tensor:
     return snr.clamp(min=1)
+
+
+def _wide(guess, target, t, schedule):
+    return (_truncated(schedule.log_snr(t).exp()).view(-1, 1) * (guess - target).square()).mean()
 
 
 WEIGHT = Exercise("7.3", "A loss that sees the first step", weighted_error, guesses, [
@@ -186,8 +222,19 @@ WEIGHT = Exercise("7.3", "A loss that sees the first step", weighted_error, gues
     Mistake("weight unshaped", lambda guess, target, t, schedule: (
         _truncated(schedule.log_snr(t).exp()) * (guess - target).square()).mean(),
             "a weight per row has the shape (B,) and has multiplied entries, not rows: shape it with per_row"),
+    Mistake("held still", lambda guess, *rest: weighted_error(guess.detach(), *rest),
+            "the value is right, but it does not depend on the guess any more, so nothing would be learnt"),
+    Mistake("bare number", lambda *case: weighted_error(*case).item(),
+            "the value is right, but `.item()` makes a bare number of it, which cannot be differentiated any more"),
+    Mistake("one new axis for pictures too", _wide,
+            "the shape (B, 1) is right for points only; a picture's weight needs (B, 1, 1, 1), which per_row gives"),
+    Mistake("clamped before the exp", _weighed(lambda snr: snr.log().clamp(min=1).exp()),
+            "you keep the *logarithm* above 1; it is the ratio that is to be at least 1"),
+    Mistake("log-SNR alone", _weighed(lambda snr: snr.log()),
+            "log_snr is the logarithm of the ratio, and negative where noise prevails; neither exp nor the larger of two is there"),
 ], tips=["`schedule.log_snr(t).exp()` is the ratio; `clamp(min=1)` makes the larger of it and 1",
-         "`per_row(weight, guess)` shapes it; multiply the squared error, and take the mean at the very end"])
+         "`per_row(weight, guess)` shapes it; multiply the squared error, and take the mean at the very end"],
+    call=_value_and_gradient)
 
 
 # --- 7.4 -------------------------------------------------------------------------------------------------------------
@@ -228,7 +275,7 @@ LADDER = Exercise("7.4", "Who learns on which times", halvings, ladders, [
     Mistake("the odd times", _thinned(1, lambda times, until: times <= until + 1),
             "you keep the mid-points, which the student leaps over; its grid begins with the teacher's first time, pure noise"),
     Mistake("times for steps", _thinned(0, lambda times, until: times <= until),
-            "you count times where steps are meant: n steps have n + 1 times"),
+            "your loop still thins a grid that has `until` steps: n steps have n + 1 times, and the loop ends *at* `until`"),
     Mistake("the end lost", lambda ts, until: [ts[:-1:2**k] for k in range(1, _stages(ts, until) + 1)],
             "your grids lose their last time, and with it the step that ends at the data: n steps have n + 1 times"),
     Mistake("the teacher's grid too", lambda ts, until: [ts, *halvings(ts, until)],
@@ -247,6 +294,18 @@ LADDER = Exercise("7.4", "Who learns on which times", halvings, ladders, [
             "only the last student's grid is returned; each stage has one"),
     Mistake("rising", lambda ts, until: halvings(ts, until)[::-1],
             "your list begins with the last student; the one with most steps is trained first"),
+    Mistake("until ignored", lambda ts, until: [ts[::2**k] for k in range(1, (len(ts) - 1).bit_length())],
+            "you go on to a single step, whatever `until` says"),
+    Mistake("grid before thinning", lambda ts, until: [ts, *halvings(ts, until)][:-1],
+            "you keep each grid before it is thinned: that is the teachers' list, not the students'"),
+    Mistake("numbers of steps", lambda ts, until: [len(g) - 1 for g in halvings(ts, until)],
+            "these are the numbers of steps; the grids themselves are asked for"),
+    Mistake("means of neighbours", lambda ts, until: [torch.cat([g[:1], (g[:-1] + g[1:]) / 2])[:len(g)] for g in halvings(ts, until)],
+            "your times are means of the teacher's, at which it never was: a student starts and lands on *its* times"),
+    Mistake("first student alone", lambda ts, until: halvings(ts, until)[:1],
+            "only the first student's grid is returned; go on until the last one has `until` steps"),
+    Mistake("first time lost", lambda ts, until: [ts[2**k::2**k] for k in range(1, _stages(ts, until) + 1)],
+            "your grids lack the first time, pure noise, from which all sampling starts"),
 ], tips=["`ts[::2]` is every second time, from the first to the last",
          "a while loop: as long as there are more than `until` steps, thin the grid and keep it"])
 
@@ -293,6 +352,20 @@ BILL = Exercise("7.5", "When has it paid?", break_even, budgets, [
             "your ratio is upside down: training divided by what one sample saves"),
     Mistake("one row", lambda n, until, rows: break_even(n, until, 1),
             "how many rows does each stage see?"),
+    Mistake("the cost alone", lambda n, until, rows: break_even(n, until, rows) * (2 * n - until),
+            "that is what the training costs; how many samples save as much?"),
+    Mistake("the saving alone", lambda n, until, rows: 2 * n - until,
+            "that is what one sample saves; how many of them pay for the training?"),
+    Mistake("down to one step", _bill(stages=lambda n, until: math.log2(n)),
+            "you count the halvings down to a single step; the last student has `until`"),
+    Mistake("one stage too many", _bill(extra=2),
+            "one stage too many: from n to n/2 is one halving, to n/4 are two; guidance comes before them"),
+    Mistake("six a row", _bill(per_row_cost=6.0),
+            "teacher and student are added, not multiplied; or did you count the student's own evaluation twice?"),
+    Mistake("guidance for three", lambda n, until, rows: rows * (3 + 5 * math.log2(n / until)) / (2 * n - until),
+            "in the guidance stage too the teacher is asked twice, with the label and without"),
+    Mistake("student's steps added", _bill(saved=lambda n, until: 2 * n + until),
+            "a sample saves the *difference* of what teacher and student cost"),
 ], tips=["cost: (number of stages, guidance included) times rows times (teacher + student) for a row",
          "saving of one sample: the guided teacher's evaluations minus the student's"], rtol=1e-6, atol=1e-9)
 
@@ -320,6 +393,17 @@ def _over(end=None, std=None, signal=None):
 def _all_fresh(D: Denoiser, x, t, s, z):
     alpha, sigma = levels(D, x, s)
     return alpha * D(x, t) + sigma * z
+
+
+def _by_euler(D: Denoiser, x, t, s, z):
+    u, c = (2 * s - t).clamp(min=0), D.schedule
+    return per_row(c.alpha(s) / c.alpha(u), x) * ddim(D, x, t, u) + per_row(c.diffusion2(s) * (s - u), x).sqrt() * z
+
+
+def _in_two(D: Denoiser, x, t, s, z):
+    u = (2 * s - t).clamp(min=0)
+    x_u, (au, su), (as_, ss) = ddim(D, ddim(D, x, t, s), s, u), levels(D, x, u), levels(D, x, s)
+    return as_ / au * x_u + (ss**2 - (as_ / au * su) ** 2).clamp(min=0).sqrt() * z
 
 
 OVERSHOOT = Exercise("7.6", "Two steps forward, one step back", overshoot, overshoots, [
@@ -352,6 +436,18 @@ OVERSHOOT = Exercise("7.6", "Two steps forward, one step back", overshoot, overs
             "on the way to more noise the signal shrinks: your ratio of alphas is upside down"),
     Mistake("right for VP only", _over(std=lambda au, su, as_, ss: (1 - (as_ / au) ** 2).clamp(min=0).sqrt()),
             "1 - (alpha_s/alpha_u)^2 is the variance for variance-preserving schedules only"),
+    Mistake("variances added", _over(std=lambda au, su, as_, ss: (ss**2 + (as_ / au * su) ** 2).sqrt()),
+            "you add the two variances: the noise of u is *part* of what is due at s"),
+    Mistake("ratio not squared", _over(std=lambda au, su, as_, ss: (ss**2 - as_ / au * su**2).clamp(min=0).sqrt()),
+            "the noise of u is shrunk by a, so its variance by a squared"),
+    Mistake("no new noise", _over(std=lambda au, su, as_, ss: 0 * ss),
+            "you shrink what you have and add nothing: at s more noise is due than at u"),
+    Mistake("noise of one's own", lambda D, x, t, s, z: overshoot(D, x, t, s, torch.randn_like(z)),
+            "you drew noise of your own; use the z that was handed in"),
+    Mistake("noise by Euler", _by_euler,
+            "g^2 h is the variance of a very small step only; here it is known exactly"),
+    Mistake("two small steps", _in_two,
+            "you go down in two steps of the old length; the student's one leap is twice as long"),
     Mistake("all the noise of s", _over(std=lambda au, su, as_, ss: ss),
             "the state at u has noise of its own already: what you add brings the sum to sigma_s^2, and no further"),
 ], tips=["u = (2 * s - t).clamp(min=0), then one call of ddim from t to u",

@@ -71,6 +71,26 @@ LOSS = Exercise("10.1", "Reconstruction and KL", weighted_elbo_loss, round_trips
             "the KL is a cost: it is added to the loss"),
     Mistake("sum over the batch", _unlike(over=torch.sum),
             "you add up the pictures of the batch; take their mean"),
+    Mistake("quarter", _halved(lambda mean, log_var: (mean.square() + log_var.exp() - 1 - log_var) / 2),
+            "your KL has lost another half: (10.2) has one"),
+    Mistake("plus one", _halved(lambda mean, log_var: mean.square() + log_var.exp() + 1 - log_var),
+            "your KL is not 0 where the posterior is the prior: look at the sign of the 1"),
+    Mistake("log_var for the variance", _halved(lambda mean, log_var: mean.square() + log_var - 1 - log_var),
+            "`log_var` is the logarithm; the variance itself is its exponential"),
+    Mistake("variance squared", _halved(lambda mean, log_var: mean.square() + (2 * log_var).exp() - 1 - log_var),
+            "exp(log_var) is tau^2 already, and you square it again"),
+    Mistake("half of the logarithm", _halved(lambda mean, log_var: mean.square() + log_var.exp() - 1 - log_var / 2),
+            "the logarithm is halved twice: `log_var` is that of the variance, as (10.2) has it"),
+    Mistake("without the mean", _halved(lambda mean, log_var: log_var.exp() - 1 - log_var),
+            "a code that is far from the prior's middle must cost something: where is mu?"),
+    Mistake("beta on both", _unlike(mix=lambda error, kl, beta: beta * (error + kl)),
+            "your beta weighs both terms; then it changes nothing but the size of the loss"),
+    Mistake("shares", _unlike(mix=lambda error, kl, beta: (1 - beta) * error + beta * kl),
+            "beta is no share: the reconstruction keeps its weight 1"),
+    Mistake("reconstruction alone", _unlike(mix=lambda error, kl, beta: error),
+            "the rate is missing: with this loss an encoder may say as much as it likes"),
+    Mistake("KL alone", _unlike(mix=lambda error, kl, beta: beta * kl),
+            "the reconstruction is missing: the best code for this loss says nothing"),
 ], tips=["`mean.square() + log_var.exp() - 1 - log_var` has one number for each latent",
          "`.flatten(1).sum(1)` leaves one number for each picture"])
 
@@ -122,6 +142,25 @@ KEPT = Exercise("10.2", "What beta keeps", water_filling, spectra, [
             "e is the noise in the units of the data; the posterior variance is in the units of the latent"),
     Mistake("standard deviation", _levelled(lambda v, e, *_: (v.clamp(min=e) - e, (e / v.clamp(min=e)).sqrt())),
             "your second result is a standard deviation; the variance tau^2 is asked for"),
+    Mistake("level by a sum", _levelled(lambda v, e, s, b: water_filling(v, s + b, 1.0)),
+            "your level is sigma2 + beta; e is their product"),
+    Mistake("level with a root", _levelled(lambda v, e, s, b: water_filling(v, s**0.5, b)),
+            "sigma2 is a variance already; the level has the unit of `values`"),
+    Mistake("beta in one of two", _levelled(lambda v, e, s, b: (v.clamp(min=e) - e, s / v.clamp(min=e))),
+            "your first result knows beta, your second one does not: it is the same level e"),
+    Mistake("smaller for larger", _levelled(lambda v, e, *_: (v.clamp(max=e) - e, e / v.clamp(max=e))),
+            "m is the *larger* of variance and level; torch's `clamp(max=e)` keeps what is below"),
+    Mistake("absolute value", _levelled(lambda v, e, *_: ((v - e).abs(), e / v.clamp(min=e))),
+            "below the level you keep something again, by an absolute value; such a direction is shut off"),
+    Mistake("variance untouched", _levelled(lambda v, e, *_: (v.clone(), e / v.clamp(min=e))),
+            "you keep every direction whole; the level is taken off, and what is below it is given up"),
+    Mistake("upside down", _levelled(lambda v, e, *_: (v.clamp(min=e) - e, v.clamp(min=e) / e)),
+            "your posterior is wider than the prior; it says less the *more* it knows: turn the fraction round"),
+    Mistake("order", _levelled(lambda v, e, *_: (e / v.clamp(min=e), v.clamp(min=e) - e)), "w^2 comes first, then tau^2"),
+    Mistake("the rate", _levelled(lambda v, e, *_: (v.clamp(min=e) - e, (v.clamp(min=e) / e).log() / 2)),
+            "your second result is the KL of (10.4), in nats; its variance is asked for"),
+    Mistake("one level for all", _levelled(lambda v, e, *_: (v.max().clamp(min=e) - e + 0 * v, e / v.max().clamp(min=e) + 0 * v)),
+            "you compare the largest variance only; every direction has its own m"),
 ], tips=["`values.clamp(min=e)` is m, for all directions at once", "w^2 = m - e, and tau^2 = e/m"])
 
 
@@ -172,6 +211,25 @@ SCALE = Exercise("10.3", "Latents of unit variance", unit_latents, raw_latents, 
             "you multiply by the standard deviation: what was wide is now wider"),
     Mistake("mean after the division", _over(_per_channel, lambda z, mean, std: z / std - mean),
             "centre first, then divide: after the division the mean is another one"),
+    Mistake("brackets", _over(_per_channel, lambda z, mean, std: z - mean / std),
+            "Python divides before it subtracts: the difference belongs in brackets"),
+    Mistake("turned round", _over(_per_channel, lambda z, mean, std: (mean - z) / std),
+            "your latents are turned round: it is z minus its mean"),
+    Mistake("mean added", _over(_per_channel, lambda z, mean, std: (z + mean) / std),
+            "you add the mean, and so shift the latents by twice as much as they were off"),
+    Mistake("root of the spread", _over(_per_channel, lambda z, mean, std: (z - mean) / std.sqrt()),
+            "`torch.std_mean` returns a standard deviation; no root is left to take"),
+    Mistake("spread around zero", _over(_per_channel, lambda z, mean, std: (z - mean) / (std**2 + mean**2).sqrt()),
+            "your spread is measured around 0; a standard deviation is measured around the mean"),
+    Mistake("one spread for all", _over(_per_channel, lambda z, mean, std: (z - mean) / z.std()),
+            "each channel has its own mean, but one standard deviation serves all"),
+    Mistake("one mean for all", _over(_per_channel, lambda z, mean, std: (z - z.mean()) / std),
+            "each channel has its own standard deviation, but one mean serves all"),
+    Mistake("between 0 and 1", _over(_per_channel, lambda z, mean, std: (z - z.amin(_per_channel(z), keepdim=True)) / (
+        z.amax(_per_channel(z), keepdim=True) - z.amin(_per_channel(z), keepdim=True))),
+            "you stretch the range from 0 to 1, which two outliers decide; mean 0 and variance 1 are asked for"),
+    Mistake("one number, of another model", lambda z: 0.18215 * z,
+            "that is Stable Diffusion's number; these latents have numbers of their own, to be measured"),
 ], tips=["`torch.std_mean(z, axes, keepdim=True)`: the axes are all but the one of the channels",
          "all axes but 1 are `[0, *range(2, z.ndim)]`"], rtol=0.01, atol=0.01)
 
@@ -183,6 +241,11 @@ def round_to_codes(z: Tensor, e: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return straight_through(z, e), _penalty(z.detach() - e, z - e.detach(), beta)
 
 
+def _punished(penalty):
+    """The right input of the decoder, and another penalty(z, e, beta) (B, C)."""
+    return lambda z, e, beta: (straight_through(z, e), penalty(z, e, beta).sum(1).mean())
+
+
 def _penalty(of_codes, of_latents, beta):
     return (of_codes.square() + beta * of_latents.square()).sum(1).mean()
 
@@ -190,9 +253,12 @@ def _penalty(of_codes, of_latents, beta):
 def _values_and_gradients(function, z: Tensor, e: Tensor, beta: float, pull: Tensor) -> tuple[Tensor, ...]:
     """Both results, and how latents and codes are moved by the decoder, which pulls at its input, and by the penalty."""
     z, e = z.requires_grad_(), e.requires_grad_()
-    seen, penalty = function(z, e, beta)
+    results = function(z, e, beta)
+    if not isinstance(results, (tuple, list)) or [type(result) for result in results] != [Tensor, Tensor]:
+        raise ValueError("expected two tensors, the decoder's input and the penalty")
+    seen, penalty = results
     gradients = []
-    for scalar in ((seen * pull).sum(), penalty):
+    for scalar in ((seen * pull).sum(), penalty.sum()):
         found = torch.autograd.grad(scalar, (z, e), allow_unused=True, retain_graph=True) if scalar.requires_grad else (None, None)
         gradients += [torch.zeros_like(z) if g is None else g for g in found]
     return seen.detach(), penalty.detach(), *gradients
@@ -231,6 +297,28 @@ ROUND = Exercise("10.4", "Rounding that lets gradients through", round_to_codes,
             "you took the mean over the numbers of a vector; take their sum, and the mean over the rows alone"),
     Mistake("sum over the rows", lambda z, e, beta: (straight_through(z, e), round_to_codes(z, e, beta)[1] * len(z)),
             "you add up the rows; take their mean"),
+    Mistake("gradient to the codes", lambda z, e, beta: (e + z - z.detach(), round_to_codes(z, e, beta)[1]),
+            "the value is right, but the decoder's gradient moves the codes as well: e must be held still, too"),
+    Mistake("half-way", lambda z, e, beta: ((z + e) / 2, round_to_codes(z, e, beta)[1]),
+            "the decoder sees a point half-way between z and its code; it must see the code"),
+    Mistake("beta forgotten", _punished(lambda z, e, beta: (z.detach() - e).square() + (z - e.detach()).square()),
+            "both terms pull alike: beta is nowhere used"),
+    Mistake("beta on both", _punished(lambda z, e, beta: beta * ((z.detach() - e).square() + (z - e.detach()).square())),
+            "your beta weakens both terms; it belongs to the commitment alone"),
+    Mistake("minus", _punished(lambda z, e, beta: (z.detach() - e).square() - beta * (z - e.detach()).square()),
+            "your second term is subtracted, and drives the latents away from their codes"),
+    Mistake("only the commitment held", _punished(lambda z, e, beta: (z - e).square() + beta * (z - e.detach()).square()),
+            "your first term moves z as well: there z is to be held still"),
+    Mistake("only the codes' term held", _punished(lambda z, e, beta: (z.detach() - e).square() + beta * (z - e).square()),
+            "your second term moves e as well: there e is to be held still"),
+    Mistake("z held in both", _punished(lambda z, e, beta: (1 + beta) * (z.detach() - e).square()),
+            "both of your terms hold z still, so only codes move: the two hold different sides"),
+    Mistake("e held in both", _punished(lambda z, e, beta: (1 + beta) * (z - e.detach()).square()),
+            "both of your terms hold e still, so only latents move: the two hold different sides"),
+    Mistake("not squared", _punished(lambda z, e, beta: (z.detach() - e).abs() + beta * (z - e.detach()).abs()),
+            "the differences are not squared"),
+    Mistake("half", _punished(lambda z, e, beta: ((z.detach() - e).square() + beta * (z - e.detach()).square()) / 2),
+            "half the penalty: (10.8) has no factor 1/2"),
 ], tips=["`x.detach()` has the value of x, and no gradient", "for the decoder: z plus a difference that is held still"],
     call=_values_and_gradients)
 
@@ -280,6 +368,28 @@ LEAST = Exercise("10.5", "What a perfect denoiser cannot know", least_loss, spre
             "you took the mean over the channels; all of them must be predicted, so their losses add"),
     Mistake("sum over the times", lambda *case: _least(*case, over=lambda each: each.sum(0)),
             "you added up the times; the sum is over the channels, and each time has its own loss"),
+    Mistake("sigma not squared", _else(lambda s2, a, s: s2 / (a**2 * s2 + s)),
+            "the noise enters with its variance, and you put its standard deviation"),
+    Mistake("levels exchanged", _else(lambda s2, a, s: s2 / (s**2 * s2 + a**2)),
+            "alpha and sigma have changed places"),
+    Mistake("ratio not squared", _else(lambda s2, a, s: 1 / (s**2 / s2 + a * s)),
+            "the precision of what is seen is the *square* of alpha over sigma"),
+    Mistake("precision", _else(lambda s2, a, s: 1 / s2 + a**2 / s**2),
+            "that is the precision of x_0 when x_t is seen; its inverse is the variance, to be divided by sigma^2"),
+    Mistake("upside down", _else(lambda s2, a, s: (a**2 * s2 + s**2) / s2),
+            "your fraction stands on its head"),
+    Mistake("variances added", _else(lambda s2, a, s: (s2 + s**2 / a**2) / s**2),
+            "you add variances; two pieces of knowledge about one number add their *precisions*"),
+    Mistake("nothing known beforehand", _else(lambda s2, a, s: 1 / a**2 + 0 * s2),
+            "you use what is seen alone; that the latent has the variance c^2 is known beforehand"),
+    Mistake("variance of v", _else(lambda s2, a, s: a**2 + s**2 * s2),
+            "that is the variance of v itself, before x_t is seen"),
+    Mistake("one latent of all the variance", lambda variances, *levels: least_loss(variances.sum(0, keepdim=True), *levels),
+            "you add the variances first, as if there were one latent; add the losses"),
+    Mistake("mean variance", lambda variances, *levels: len(variances) * least_loss(variances.mean(0, keepdim=True), *levels),
+            "you use the mean variance for every channel; the loss is no straight line in the variance"),
+    Mistake("half", _else(lambda s2, a, s: s2 / (a**2 * s2 + s**2) / 2),
+            "half the loss: a squared error has no factor 1/2 here"),
 ], tips=["the variance of x_0 given x_t is 1/(1/s^2 + alpha^2/sigma^2)",
          "`alpha[:, None]` (T, 1) and `variances` (C,) broadcast to (T, C)"])
 
@@ -338,6 +448,26 @@ SOFT = Exercise("10.6", "The denoiser of a vocabulary", soft_rounding, noisy_cod
             "these are likelihoods; probabilities of the codes add up to one"),
     Mistake("plain mean", _rounded(logits=lambda d2, sigma: 0 * d2),
             "you averaged all codes alike, whatever x is"),
+    Mistake("distance by sigma", _rounded(logits=lambda d2, sigma: -d2.sqrt() / sigma),
+            "the exponent of a Gaussian is a *squared* distance over twice the *variance*"),
+    Mistake("brackets", _rounded(logits=lambda d2, sigma: -d2 / 2 * sigma**2),
+            "Python goes from left to right: what is divided by 2 and then multiplied by sigma^2 is not divided by it"),
+    Mistake("inner product", lambda x, codes, alpha, sigma: (alpha * x @ codes.T / sigma**2).softmax(1) @ codes,
+            "an inner product stands for the distance only if all codes are of the same length: the square of each code is missing"),
+    Mistake("likelihoods in a softmax", _rounded(weights=lambda logits: logits.exp().softmax(1)),
+            "a softmax takes the exponential itself: give it the exponents, not the likelihoods"),
+    Mistake("logarithms", _rounded(weights=lambda logits: logits.log_softmax(1)),
+            "these are the logarithms of the probabilities; a mean is weighted by the probabilities themselves"),
+    Mistake("all made one", _rounded(weights=lambda logits: logits.exp() / logits.exp().sum()),
+            "your probabilities add up to one over the whole table; they must do so for every row"),
+    Mistake("x faded once more", lambda x, codes, alpha, sigma: _soft(x * alpha, codes, 1.0, sigma),
+            "you multiply x by alpha; it holds faded codes already, and it is the codes that must be faded to meet it"),
+    Mistake("codes stretched", _rounded(centre=lambda codes, alpha: codes / alpha),
+            "you stretch the codes; in x_t they have faded"),
+    Mistake("result stretched", lambda x, codes, alpha, sigma: _soft(x, codes, alpha, sigma) / alpha,
+            "the probabilities are right, but the codes need no stretching: their mean is the answer"),
+    Mistake("score", lambda x, codes, alpha, sigma: (alpha * _soft(x, codes, alpha, sigma) - x) / sigma**2,
+            "that is the score; asked for is the mean of x_0"),
 ], tips=["`torch.cdist(x, alpha * codes)` are the distances (B, K)", "`softmax(1)` makes probabilities of the exponents, safely"])
 
 

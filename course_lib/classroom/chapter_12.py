@@ -40,9 +40,9 @@ def _apart(p, *, product=_product, tv=lambda p, q: (p - q).abs().sum() / 2, kl=_
 
 
 def phrase_tables(generator: torch.Generator) -> Iterator[tuple]:
-    """Tables of every form, some of their phrases impossible, though every word is in some phrase."""
+    """Tables of every form, some of their phrases impossible, though every word is in some phrase; never independent words."""
     yield (torch.eye(2, dtype=torch.float64) / 2,)
-    for A, B in ((2, 3), (3, 2), (5, 5), (1, 4)):
+    for A, B in ((2, 3), (3, 2), (5, 5), (4, 2)):
         p = between(generator, 0.05, 1, A, B) * (between(generator, 0, 1, A, B) < 0.6)
         p[torch.arange(max(A, B)) % A, torch.arange(max(A, B)) % B] += 0.3
         yield (p / p.sum(),)
@@ -73,6 +73,22 @@ INDEPENDENT = Exercise("12.1", "Two words drawn independently", independent, phr
             "0 times log 0 is NaN on a computer; an impossible phrase must add 0 (`torch.xlogy`, or only the entries with p > 0)"),
     Mistake("sign", _table(kl=lambda p, q: -_divergence(p, q)),
             "your divergence is negative: the truth stands above the fraction line"),
+    Mistake("columns only", _table(product=lambda p: p.sum(0, keepdim=True) * torch.full_like(p, 1 / p.shape[0])),
+            "the second word has its own distribution, but your first words are all equally likely"),
+    Mistake("means for sums", _table(product=lambda p: p.mean(1, keepdim=True) * p.mean(0, keepdim=True)),
+            "the probability of a word is the *sum* over the other one, and you take means: does your table add up to 1?"),
+    Mistake("words added", _table(product=lambda p: (p.sum(1, keepdim=True) + p.sum(0, keepdim=True)) / 2),
+            "you add the two words' probabilities; of independent draws they multiply"),
+    Mistake("squared differences", _table(tv=lambda p, q: (p - q).square().sum() / 2),
+            "TV adds absolute differences, not their squares"),
+    Mistake("mean for sum in KL", _table(kl=lambda p, q: _divergence(p, q) / (p > 0).sum()),
+            "your KL is a mean over the phrases; each is weighed by its probability already, so add them up"),
+    Mistake("phrases unweighed", _table(kl=lambda p, q: (p[p > 0] / q[p > 0]).log().sum()),
+            "you add the log-ratios as they are; each counts as often as the truth, p, draws its phrase"),
+    Mistake("weighed by q", _table(kl=lambda p, q: torch.special.xlogy(q, torch.where(p > 0, p / q, 1.0)).sum()),
+            "the ratio is right, but its mean is taken over the truth, p, and not over q"),
+    Mistake("cross-entropy", _table(kl=lambda p, q: -torch.special.xlogy(p, q).sum()),
+            "that is the cross-entropy; the entropy of p itself is to be taken off"),
 ], tips=["`p.sum(1, keepdim=True)` is (A, 1), the first word's distribution; the second word's is (1, B)",
          "their product broadcasts to (A, B)"])
 
@@ -112,6 +128,15 @@ ROUNDING = Exercise("12.2", "From vectors back to words", text.rounded, vocabula
             "you found one word for the whole sentence; every place has its own"),
     Mistake("the vectors", lambda embeddings, vectors: vectors[text.rounded(embeddings, vectors)],
             "you return the nearest vectors; their numbers in the list are asked for"),
+    Mistake("order of the places", lambda embeddings, vectors: text.rounded(embeddings, vectors).flatten().view(
+        embeddings.shape[1], embeddings.shape[0]).T,
+            "the numbers are right, but they have changed places: a flattened (B, n) is made (B, n) again, not (n, B)"),
+    Mistake("smallest inner product", lambda embeddings, vectors: (embeddings @ vectors.T).argmin(-1),
+            "the smallest inner product belongs to a word in the opposite direction"),
+    Mistake("whole square of the vectors", lambda embeddings, vectors: (embeddings @ vectors.T - vectors.square().sum(1)).argmax(-1),
+            "the square of the vectors comes in, but too much of it: write |x - v|^2 out, where the inner product has a factor 2"),
+    Mistake("differences without absolute values", _by_distance(lambda d: d.sum(-1)),
+            "you look for the smallest *signed* sum of differences, which may be far below zero; a distance is never negative"),
 ], tips=["`torch.cdist(x, vectors)` has all distances between the rows of x (M, d) and of vectors (V, d): (M, V)",
          "flatten (B, n, d) to (B n, d) for it, and give the result the shape (B, n) again"])
 
@@ -145,6 +170,8 @@ def readings(generator: torch.Generator) -> Iterator[tuple]:
 def _value_and_gradient(function, D: nn.Module, *rest):
     """The loss, and what it teaches the weight of D."""
     loss = function(D, *rest)
+    if not isinstance(loss, Tensor):
+        return loss
     gradient = torch.autograd.grad(loss.sum(), D.weight, allow_unused=True)[0] if loss.requires_grad else None
     return loss, torch.zeros((), dtype=torch.float64) if gradient is None else gradient
 
@@ -153,9 +180,13 @@ def _reading(**changes):
     return lambda *case: _read(*case, **changes)
 
 
-def _read_by_distance(D, numbers, vectors, noise, t):
+def _mixed(D, numbers, vectors, noise, t):
     alpha, sigma = levels(D, vectors[numbers], t)
-    y = D(alpha * vectors[numbers] + sigma * noise, t).flatten(0, 1)
+    return alpha * vectors[numbers] + sigma * noise
+
+
+def _read_by_distance(D, numbers, vectors, noise, t):
+    y = D(_mixed(D, numbers, vectors, noise, t), t).flatten(0, 1)
     return nf.cross_entropy(-torch.cdist(y, vectors).square(), numbers.flatten())
 
 
@@ -186,6 +217,28 @@ ROUNDING_LOSS = Exercise("12.3", "What the rounding loss must read", rounding_lo
             "you score a word by its distance, as rounding does; equation (12.4) scores it by an inner product"),
     Mistake("reads the noise", _reading(read=lambda D, x0, x_t, z, t: (x_t - levels(D, x_t, t)[0] * D(x_t, t)) / levels(D, x_t, t)[1]),
             "you read the predicted noise; the words are in the predicted x_0"),
+    Mistake("bare number", lambda *case: _read(*case).item(),
+            "the value is right, but `.item()` makes a bare number of it, which cannot be differentiated any more"),
+    Mistake("mean over batch, sum over words", _reading(loss=lambda logits, numbers: _cross_entropy(logits, numbers) * len(numbers)),
+            "you add up the sentences; take the mean over all words of the batch"),
+    Mistake("softmax before the cross-entropy", _reading(loss=lambda logits, numbers: _cross_entropy(logits.softmax(-1), numbers)),
+            "`cross_entropy` takes a softmax itself: give it the logits, not the probabilities"),
+    Mistake("probability for its logarithm", _reading(
+        loss=lambda logits, numbers: -logits.softmax(-1).gather(2, numbers[..., None]).mean()),
+            "you average the probability of the right word; (12.4) has its logarithm"),
+    Mistake("sign", _reading(loss=lambda logits, numbers: -_cross_entropy(logits, numbers)),
+            "your loss falls as the words get harder to read: (12.4) has a minus, and `cross_entropy` has it inside"),
+    Mistake("squared error", lambda D, numbers, vectors, noise, t: (
+        D(_mixed(D, numbers, vectors, noise, t), t) - vectors[numbers]).square().mean(),
+            "that is the denoising loss; here the words are to be told apart, by their cross-entropy"),
+    Mistake("noise of one's own", lambda D, numbers, vectors, noise, t: _read(D, numbers, vectors, torch.randn_like(noise), t),
+            "you drew noise of your own; use the noise that was handed in"),
+    Mistake("no noise", _reading(mix=lambda x0, a, s, z: a * x0),
+            "your x_t has faded, but holds no noise"),
+    Mistake("noise in full", _reading(mix=lambda x0, a, s, z: a * x0 + z),
+            "the noise in x_t has the level sigma(t); yours has level 1 at every time"),
+    Mistake("levels exchanged", _reading(mix=lambda x0, a, s, z: s * x0 + a * z),
+            "alpha and sigma have changed places"),
 ], tips=["x0 is `vectors[numbers]`, and `levels(D, x0, t)` are alpha and sigma to mix it with the noise",
          "`nf.cross_entropy` wants logits (M, V) and numbers (M,): flatten the batch and the places into one axis"],
     call=_value_and_gradient)
@@ -246,6 +299,21 @@ MEMORY = Exercise("12.4", "The exact denoiser of finitely many points", memory, 
             "your softmax runs over the rows of the batch; for each row, the points compete"),
     Mistake("answer faded", _recalled(answer=lambda P, a: P if a.ndim else a * P),
             "you average the faded points; asked is the mean of x_0, of the points themselves"),
+    Mistake("noise not rescaled", lambda x, t, schedule, points: _recall(
+        x / per_row(schedule.alpha(t), x), t, schedule, points, centre=lambda a, P: P[None]),
+            "you divide x by alpha, which may be done, but it divides the noise in x as well: how large is it then?"),
+    Mistake("brackets", _recalled(exponent=lambda d2, s: -d2 / 2 * s**2),
+            "Python goes from left to right: what is divided by 2 and then multiplied by sigma^2 is not divided by it"),
+    Mistake("mean over the numbers", lambda x, t, schedule, points: _recall(
+        x, t, schedule, points, exponent=lambda d2, s: -d2 / x[0].numel() / (2 * s**2)),
+            "your distance is a mean over the numbers of a point; the exponent has their sum"),
+    Mistake("one level for all rows", lambda x, t, schedule, points: _recall(x, t.mean(), schedule, points),
+            "you use one time for the whole batch; every row may have its own"),
+    Mistake("exp before the softmax", _recalled(weigh=lambda e: e.exp().softmax(1)),
+            "a softmax takes the exponential itself: give it the exponents, not what has been through exp already"),
+    Mistake("underflow guarded", _recalled(weigh=lambda e: e.exp() / e.exp().sum(1, keepdim=True).clamp(min=1e-30)),
+            "no NaN, but far from all points every weight comes out as 0, and so does the answer: a guard cannot bring back "
+            "what has underflowed; take the softmax of the exponents"),
 ], tips=["flatten rows and points to (B, d) and (N, d); `(X[:, None] - alpha * P)` is (B, N, d) if alpha is a number or (B, 1, 1)",
          "`.softmax(1)` of minus the squared distances over 2 sigma^2, then `weights @ P`"])
 
@@ -310,6 +378,22 @@ PERPLEXITY = Exercise("12.5", "Perplexity", perplexity, corpora, [
             "that is the mean surprise in nats; the perplexity is its exp"),
     Mistake("mean of 1/p", lambda sentences, probability: _mean([[1 / probability(pair) for pair in _pairs(s)] for s in sentences]),
             "you average 1/p itself; the logarithm comes first, or one rare word outweighs all others"),
+    Mistake("neither beginning nor end", _scored(pairs=lambda s: _pairs(s)[1:-1]),
+            'both ends of every sentence are missing: put "" before the first word and after the last'),
+    Mistake("letters", _scored(pairs=lambda s: list(pairwise(["", *s, ""]))),
+            "you go through the letters of a sentence; `sentence.split()` has its words"),
+    Mistake("an empty word in an empty sentence", _scored(pairs=lambda s: list(pairwise(["", *s.split(" "), ""]))),
+            "an empty sentence has no words, but split(' ') finds an empty one in it; split() does not"),
+    Mistake("empty sentences left out", lambda sentences, probability: _perplexity([s for s in sentences if s], probability),
+            "you leave the empty sentence out; that it ends at once is a decision, too"),
+    Mistake("marks of one's own", _scored(pairs=lambda s: list(pairwise(["<s>", *s.split(), "</s>"]))),
+            'the model knows beginning and end as the empty word ""'),
+    Mistake("last sentence only", lambda sentences, probability: _perplexity(sentences[-1:], probability),
+            "only the last sentence counts: is your list made anew for each of them?"),
+    Mistake("nats in, bits out", _scored(power=lambda m: 2**m),
+            "you measure the surprise in nats and undo it with 2; logarithm and power must have the same base"),
+    Mistake("divided by sentences", _scored(mean=lambda surprises: sum(map(sum, surprises)) / len(surprises)),
+            "you divide by the number of sentences; perplexity is a mean over words and ends"),
 ], tips=['put "" before the first word and after the last; `zip(words, words[1:])` are the pairs',
          "collect -log(probability(pair)) of all pairs of all sentences in one list, and take its mean once"])
 
@@ -352,6 +436,16 @@ def _afterwards(D, x, t, s, known, mask, z):
     return torch.where(mask, alpha * known + sigma * z, ddim(D, x, t, s))
 
 
+class _Knowing(Coupled):
+    """D, whose guess is replaced where something is known."""
+
+    def __init__(self, D, known, mask):
+        self.schedule, self.D, self.known, self.mask = D.schedule, D, known, mask
+
+    def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
+        return torch.where(self.mask, self.known, self.D(x, t))
+
+
 FILLING = Exercise("12.6", "A step that keeps what is known", filled_step, gaps, [
     Mistake("known part clean", _filling(noisy=lambda a, b, known, z: known),
             "you put the known part in without noise; at time t the model expects every place to be as noisy as t says"),
@@ -371,6 +465,21 @@ FILLING = Exercise("12.6", "A step that keeps what is known", filled_step, gaps,
             "that is a DDIM step; what is known is nowhere used"),
     Mistake("replaced afterwards", _afterwards,
             "you put the known part in after the step, so D never saw it, and the other places cannot agree with it"),
+    Mistake("replaced before and after", lambda D, x, t, s, known, mask, z: torch.where(
+        mask, levels(D, x, s)[0] * known + levels(D, x, s)[1] * z, filled_step(D, x, t, s, known, mask, z)),
+            "before the step you replace as you should, and after it once more: the next step will do that"),
+    Mistake("clean afterwards", lambda D, x, t, s, known, mask, z: torch.where(mask, known, ddim(D, x, t, s)),
+            "you put the clean known part in after the step: D never saw it, and at time s it should not be clean"),
+    Mistake("noise of one's own", lambda D, x, t, s, known, mask, z: filled_step(D, x, t, s, known, mask, torch.randn_like(z)),
+            "you drew noise of your own; use the z that was handed in"),
+    Mistake("levels exchanged", _filling(noisy=lambda a, b, known, z: b * known + a * z),
+            "alpha and sigma have changed places"),
+    Mistake("added", lambda D, x, t, s, known, mask, z: ddim(D, x + mask * (levels(D, x, t)[0] * known + levels(D, x, t)[1] * z), t, s),
+            "you *add* the known part to what is there; it takes its place"),
+    Mistake("no step", lambda D, x, t, s, known, mask, z: torch.where(mask, levels(D, x, t)[0] * known + levels(D, x, t)[1] * z, x),
+            "the known part is in its place, but the step to s is missing"),
+    Mistake("guess replaced", lambda D, x, t, s, known, mask, z: ddim(_Knowing(D, known, mask), x, t, s),
+            "you replace D's guess; D itself should see the known part, in x, so that the other places can agree with it"),
 ], tips=["`levels(D, x, t)` are alpha and sigma; what is known becomes alpha known + sigma z",
          "`torch.where(mask, a, b)` takes a where the mask is True; then one `ddim(D, x, t, s)`"])
 
