@@ -24,6 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import mean_of, need_state, need_within
 from .denoiser import Denoiser, levels, per_row
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
 from .schedules import angle, as_time, time_of_angle
@@ -48,12 +49,11 @@ def ddim_eta(eta: float) -> Step:
     variance sigma_s^2, eta^2 fresh is drawn anew and the rest is the noise that D sees in x. Marginals are the same for
     every eta. ValueError outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta: expected a number from 0 (ODE) to 1 (ancestral), got {eta!r}")
+    need_within(eta, "eta", 0, 1, "a number from 0 (ODE) to 1 (ancestral)")
 
     @draws(1)
     def step(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        z = need_noise(z, "ddim_eta")
+        z = need_noise(z, x, "ddim_eta")
         alpha_t, sigma_t = levels(D, x, t)
         alpha_s, sigma_s = levels(D, x, s)
         fresh = per_row(-torch.expm1(D.schedule.log_snr(t) - D.schedule.log_snr(s)), x)        # 1 - snr(t)/snr(s)
@@ -87,6 +87,7 @@ def dpm_solver_pp(D: Denoiser, x: Tensor, ts: Tensor, order: int = 2, cond: Tens
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order: expected 1, 2 or 3, got {order!r}")
+    need_state(x)
     log_snr = D.schedule.log_snr(check_grid(ts)[:2].double())
     if order > 1 and bool(log_snr[0].isinf()):
         raise ValueError(f"ts: order {order} needs some signal to start from, got ts[0] = {ts[0]:g}; "
@@ -105,6 +106,7 @@ def dpm_solver_pp_sde(D: Denoiser, x: Tensor, ts: Tensor, generator: torch.Gener
     Yields the n states (B, ...) at ts[1:] for n evaluations; noise (n, B, ...) or a generator, as for `sample`. Its
     first step is the ancestral one.
     """
+    need_state(x)
     check_grid(ts)
     return _multistep(D, x, ts, 2, cond, rate=2, zs=noises(len(ts) - 1, tuple(x.shape), x, generator, noise))
 
@@ -177,7 +179,7 @@ def optimise_grid(D: Denoiser, x: Tensor, n: int, sampler: Callable[..., Iterato
 
     def error():
         *_, found = sampler(D, x, grid(), cond=cond)
-        return (found - truth).double().square().mean()
+        return mean_of((found - truth).double().square(), "x")
 
     def closure():
         loss = error() / scale

@@ -409,3 +409,16 @@ def test_optimising_leaves_a_networks_gradients_alone():
 def test_a_grid_with_nothing_to_choose_is_refused(n):
     with pytest.raises(ValueError, match=rf"n: expected at least 2 whole steps, .* got {n}"):
         optimise_grid(GAUSSIAN.denoiser(CosineVP()), torch.zeros(2, 1), n, dpm_solver_pp)
+
+
+@every_sampler
+def test_an_empty_batch_stays_empty_and_whole_numbers_are_no_state(name):
+    D, ts = MIXTURE.denoiser(CosineVP()), uniform(4, CosineVP())
+    assert last(SAMPLERS[name], D, torch.zeros(0, 2), ts).x.shape == (0, 2)
+    with pytest.raises(ValueError, match=r"x: expected floating-point states \(B, ...\), got \(3, 2\) torch.int64"):
+        SAMPLERS[name](D, torch.zeros(3, 2, dtype=torch.long), ts)
+
+
+def test_no_starts_make_no_grid():
+    with pytest.raises(ValueError, match="x: expected at least one row, got none"):
+        optimise_grid(MIXTURE.denoiser(CosineVP()), torch.zeros(0, 2, dtype=torch.float64), 3, dpm_solver_pp, fine=10)

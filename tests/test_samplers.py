@@ -13,7 +13,7 @@ from scipy import stats
 from course_lib.denoiser import eps, score
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import sliced_wasserstein
-from course_lib.sampling import final, prior
+from course_lib.sampling import final, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, karras, log_snr_uniform, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, langevin_correction, predictor_corrector
 from course_lib.targets import GaussianMixture, ring, two_islands
@@ -380,3 +380,32 @@ def test_modes_far_apart_get_their_weights(step, generator):
     x = final(D, prior(D, (n, 2), generator), log_snr_uniform(200, schedule), step, generator).x
     left = int((x[:, 0] < 0).sum())
     assert stats.binomtest(left, n, 0.8).pvalue > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- down to 0
+@every_schedule
+def test_there_is_nothing_to_correct_where_no_noise_is_left(schedule, generator):
+    D, ts = MIXTURE.denoiser(schedule), torch.cat([log_snr_uniform(5, schedule), torch.zeros(1, dtype=torch.float64)])
+    x, z = prior(D, (3, 2), generator, dtype=torch.float64), torch.randn(6, 2, 3, 2, generator=generator, dtype=torch.float64)
+    corrected = final(D, x, ts, predictor_corrector(), noise=z)
+    *_, before = sample(D, x, ts[:-1], predictor_corrector(), noise=z[:-1])
+    assert torch.equal(corrected.x, ancestral(D, before, ts[-2], 0.0, z[-1, 0]))
+    assert corrected.nfe == 11                                                           # five pairs, and a last prediction
+    mixed = langevin_correction(D, x, torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64), z[0, 0])
+    assert torch.equal(mixed[::2], x[::2])
+    torch.testing.assert_close(mixed[1:2], langevin_correction(D, x[1:2], 0.5, z[0, 0, 1:2]))
+
+
+@pytest.mark.parametrize("snr", [0.0, -0.1, math.nan])
+def test_a_correction_has_a_size(snr):
+    with pytest.raises(ValueError, match="snr: expected a positive number, got"):
+        predictor_corrector(snr=snr)
+
+
+@pytest.mark.parametrize("step", [ddim, ancestral, predictor_corrector()], ids=["ddim", "ancestral", "pc"])
+def test_a_grid_in_single_precision_may_start_from_pure_noise(step, generator):
+    """At t = 1 the cosine schedule's alpha is 0, not the -4e-8 of a float32 cosine, so the first step is that of float64."""
+    D, x = MIXTURE.denoiser(CosineVP()), torch.randn(3, 2, generator=generator)
+    found = [final(D, x, torch.tensor([1.0, 0.5, 0.2], dtype=dtype), step, torch.Generator().manual_seed(0)).x
+             for dtype in (torch.float32, torch.float64)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
