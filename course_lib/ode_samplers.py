@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .arguments import need_positive, need_state, need_whole, widened
+from .arguments import need_positive, need_state, need_whole
 from .denoiser import Denoiser, per_row, velocity
 from .sampling import check_grid, need_finite
 from .schedules import as_time
@@ -86,7 +86,7 @@ def _dormand_prince(f: Callable, x: Tensor, times: list[float], rtol: float, ato
             x_s = x + h * _combine(weights, slopes)
             slopes.append(f((1 - c) * t + c * s, x_s))                                    # exactly s for c = 1
         scale = atol + rtol * torch.maximum(x.abs(), x_s.abs())
-        ratios = (widened(h * _combine(ERROR, slopes)) / scale).flatten(1).square().mean(1).sqrt()
+        ratios = (h * _combine(ERROR, slopes) / scale).flatten(1).square().mean(1).sqrt()
         error = max(need_finite(ratios, t, s).tolist(), default=0.0)                       # an empty batch makes none
         if error <= 1:
             while asked and (theta := (asked[0] - t) / h) <= 1:

@@ -2,10 +2,10 @@
 
 x_t = alpha(t) x_0 + sigma(t) eps, with data at t = 0 and noise at t = 1. The forward SDE with these marginals is linear,
 
-    dx = f(t) x dt + g(t) dw,    f = d log(alpha)/dt,    g^2 = d(sigma^2)/dt - 2 f sigma^2     (Song et al. 2021, eq. 28-29)
+    dx = f(t) x dt + g(t) dw,    f = d log(alpha)/dt,    g^2 = d(sigma^2)/dt - 2 f sigma^2
 
-so a schedule is two functions and their derivatives. Times may be numbers or tensors of any shape; results have that shape.
-Python numbers are taken as float64.
+(Kingma et al. 2021; Lu et al. 2022, section 2.1), so a schedule is two functions and their derivatives. Times may be numbers
+or tensors of any shape; results have that shape. Python numbers are taken as float64.
 """
 
 import math
@@ -128,7 +128,10 @@ def _before_one(t) -> Tensor:
 
 @dataclass(frozen=True)
 class CosineVP(Schedule):
-    """Variance preserving along a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2) (Nichol & Dhariwal 2021)."""
+    """Variance preserving along a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2).
+
+    Nichol & Dhariwal 2021, without the offset that gives their smallest time some noise.
+    """
 
     def alpha(self, t) -> Tensor:
         return ((1 - as_time(t)) * (math.pi / 2)).sin()  # a cosine, and 0 at t = 1 in every precision

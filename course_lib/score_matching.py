@@ -36,7 +36,7 @@ def implicit_loss(score_function: ScoreFunction, x: Tensor) -> Tensor:
 
 
 def sliced_loss(score_function: ScoreFunction, x: Tensor, v: Tensor) -> Tensor:
-    """E[ |s|^2/2 + v' (ds/dx) v ]: one backward pass, for v (B, d) with E[v v'] = I (Song et al. 2019, eq. 8)."""
+    """E[ |s|^2/2 + v' (ds/dx) v ]: one backward pass, for v (B, d) with E[v v'] = I (Song et al. 2019, SSM-VR)."""
     x = need_points(x).detach().requires_grad_()
     need_shape(v, x.shape, "v", "one direction per row, ")
     s = score_function(x)
@@ -45,7 +45,7 @@ def sliced_loss(score_function: ScoreFunction, x: Tensor, v: Tensor) -> Tensor:
 
 
 def denoising_score_loss(score_function: ScoreFunction, x0: Tensor, sigma: float, noise: Tensor) -> Tensor:
-    """E[ |s(x0 + sigma eps) + eps/sigma|^2 ]/2: no derivative at all (Vincent 2011, eq. 11)."""
+    """E[ |s(x0 + sigma eps) + eps/sigma|^2 ]/2: no derivative at all (Vincent 2011, section 4.2)."""
     need_positive(sigma, "sigma")
     need_shape(noise, need_points(x0, "x0").shape, "noise")
     residual = score_function(x0 + sigma * noise) + noise / sigma

@@ -13,7 +13,7 @@ from .schedules import as_time
 def euler_maruyama(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
     """One Euler-Maruyama step from t to s < t of dx = (f x - g^2 score) dt + g dw (Song et al. 2021, eq. 6).
 
-    x, z (B, ...) -> (B, ...). Weak order 1: distributions converge like the step, paths like its square root.
+    x, z (B, ...) -> (B, ...). Order 1 for distributions, and for paths too, since g does not depend on x.
     """
     z = need_noise(z, x, "euler_maruyama")
     t, s = as_time(t), as_time(s)
@@ -40,8 +40,8 @@ def ancestral(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tenso
 def langevin_correction(D: Denoiser, x: Tensor, t, z: Tensor, snr: float = 0.16, cond: Tensor | None = None) -> Tensor:
     """One Langevin step at time t, which leaves the marginal p_t alone as its size goes to 0.
 
-    The size is 2 (snr sigma)^2: Song et al. 2021, algorithm 4, with the norm of the score replaced by its expectation
-    sqrt(d)/sigma, so that no row of a batch depends on another. Where sigma(t) = 0 the size is 0: x stays.
+    The size is 2 (snr sigma)^2: Song et al. 2021, algorithm 4, with the norms of noise and score replaced by sqrt(d) and
+    sqrt(d)/sigma, what they are for one data point, so that no row of a batch depends on another. x stays where sigma = 0.
     """
     if not bool((D.schedule.sigma(t) > 0).any()):
         return x

@@ -409,3 +409,21 @@ def test_a_grid_in_single_precision_may_start_from_pure_noise(step, generator):
     found = [final(D, x, torch.tensor([1.0, 0.5, 0.2], dtype=dtype), step, torch.Generator().manual_seed(0)).x
              for dtype in (torch.float32, torch.float64)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- paths
+def test_the_paths_of_euler_maruyama_have_order_1(generator):
+    """Strong order 1/2 is for noise that depends on the state. Here one Brownian path is followed with fewer steps."""
+    D, n = MIXTURE.denoiser(LinearVP()), 2**10
+    ts = torch.linspace(0.9, 0.2, n + 1, dtype=torch.float64)
+    start, *noise = torch.randn(n + 1, 200, 2, generator=generator, dtype=torch.float64)
+    noise = torch.stack(noise)
+
+    def ends(stride):
+        summed = noise.unflatten(0, (-1, stride)).sum(1) / stride**0.5
+        return final(D, start, ts[::stride], euler_maruyama, noise=summed).x
+
+    truth = ends(1)
+    errors = [(ends(stride) - truth).square().mean().sqrt().item() for stride in (64, 32, 16)]
+    for large, small in zip(errors, errors[1:]):
+        assert 0.8 < math.log2(large / small) < 1.2
