@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .arguments import mean_of, need_positive, need_whole, widened
+from .arguments import mean_of, need_positive, need_whole, need_within, widened
 from .networks import zeroed
 
 
@@ -85,8 +85,7 @@ def ppca(covariance: Tensor, latent: int, sigma2: float, beta: float = 1.0) -> t
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not torch.allclose(covariance, covariance.T):
         raise ValueError(f"covariance: expected a symmetric matrix of finite numbers, got {tuple(covariance.shape)}")
     need_positive(beta * sigma2, "beta * sigma2")
-    if need_whole(latent, "latent") > len(covariance):
-        raise ValueError(f"latent: expected at most the {len(covariance)} dimensions of the data, got {latent}")
+    need_within(need_whole(latent, "latent"), "latent", 1, len(covariance))
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors, s = values.flip(0), vectors.flip(1)[:, :latent], beta * sigma2
     kept = values[:latent].clamp(min=s)                                 # one that is shut off counts as noise

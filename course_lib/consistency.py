@@ -51,16 +51,9 @@ def ratio(schedule: Schedule, t: Tensor) -> Tensor:
     return schedule.sigma(t) / schedule.alpha(t)
 
 
-def device_of(generator: torch.Generator) -> torch.device:
-    """Where it draws. ValueError for None: times drawn elsewhere than the data would not meet."""
-    if generator is None:
-        raise ValueError("generator: expected one on the data's device, got None")
-    return generator.device
-
-
 def lognormal(B: int, schedule: Schedule, generator: torch.Generator, mean: float, std: float) -> Tensor:
     """Ratios (B,) with a normal logarithm, none beyond that of t_max."""
-    normal = torch.randn(B, generator=generator, device=device_of(generator))
+    normal = torch.randn(B, generator=generator, device=generator.device if generator else None)
     return (mean + std * normal).exp().clamp(max=ratio(schedule, as_time(schedule.t_max)).item())
 
 
@@ -69,7 +62,7 @@ def neighbours(ts: Tensor) -> Pairs:
     check_grid(ts)
 
     def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int) -> tuple[Tensor, Tensor]:
-        grid = ts.to(device_of(generator))
+        grid = ts.to(generator.device) if generator else ts
         i = torch.randint(len(ts) - 1, (B,), generator=generator, device=grid.device)
         return grid[i], grid[i + 1]
 
@@ -130,7 +123,7 @@ def _consistency_loss(pairs, earlier, c):
         cond = labels[0] if labels else None
         trainee.grow()
         f, schedule = trainee.f, trainee.f.schedule
-        t, r = pairs(len(x0), schedule, generator, trainee.age.item())
+        t, r = (times.to(x0.device) for times in pairs(len(x0), schedule, generator, trainee.age.item()))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         alpha, sigma = levels(f, x0, t)
         x = alpha * x0 + sigma * noise
@@ -186,7 +179,8 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
         *labels, generator = rest
         cond = labels[0] if labels else None
         f, schedule = trainee.f, trainee.f.schedule
-        t = schedule.time_of_log_snr(-2 * lognormal(len(x0), schedule, generator, mean, std).log()).clamp(min=schedule.t_min)
+        high = lognormal(len(x0), schedule, generator, mean, std).to(x0.device)
+        t = schedule.time_of_log_snr(-2 * high.log()).clamp(min=schedule.t_min)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         alpha, sigma = levels(f, x0, t)
         x = alpha * x0 + sigma * noise

@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .arguments import mean_of, need_state, need_within
+from .arguments import mean_of, need_state, need_whole, need_within
 from .denoiser import Denoiser, levels, per_row
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
 from .schedules import angle, as_time, time_of_angle
@@ -165,8 +165,7 @@ def optimise_grid(D: Denoiser, x: Tensor, n: int, sampler: Callable[..., Iterato
     t_max, by L-BFGS with gradients through all n evaluations. The unknowns are the steps' shares of the angle of
     `equal_angles`, equal at first; std is that angle's. `end` may be 0. ValueError for n < 2.
     """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n: expected at least 2 whole steps, since one leaves nothing to choose, got {n!r}")
+    need_whole(n, "n", 2, "a whole number of steps with something to choose")
     schedule, end = D.schedule, D.schedule.t_min if end is None else end
     ends = torch.tensor([schedule.t_max, end], dtype=torch.float64)
     start_angle, end_angle = angle(ends, schedule, std)

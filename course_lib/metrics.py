@@ -5,13 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import need_shape, need_whole
+from .arguments import described, need_shape, need_whole
 
 
 def _flat_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if min(x.ndim, y.ndim) < 2 or not all(bool(v.isfinite().all()) for v in (x, y)):
-        raise ValueError(f"x, y: expected finite samples (N, ...), got shapes {tuple(x.shape)} and {tuple(y.shape)}"
-                         " or what is not finite")
+        raise ValueError(f"x, y: expected finite samples (N, ...), got {described(x)} and {described(y)} or NaN, infinity")
     x, y = x.flatten(1).double(), y.flatten(1).double()
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x, y: expected samples of one dimension, got {x.shape[1]} and {y.shape[1]}")
@@ -88,8 +87,7 @@ def features(network: Callable[[Tensor], Tensor], images: Tensor, batch: int = 5
 
 def relative_l2(estimate: Tensor, truth: Tensor) -> float:
     """|estimate - truth| / |truth|, both norms over all entries: 0 is perfect, 1 is as bad as answering zero."""
-    if estimate.shape != truth.shape:
-        raise ValueError(f"estimate, truth: expected equal shapes, got {tuple(estimate.shape)} and {tuple(truth.shape)}")
+    need_shape(estimate, truth.shape, "estimate", "the truth's ")
     if not bool((truth != 0).any()):
         raise ValueError(f"truth: expected something to compare with, got zeros only, shape {tuple(truth.shape)}")
     return ((estimate.double() - truth).norm() / truth.double().norm()).item()

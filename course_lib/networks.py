@@ -159,9 +159,9 @@ class UNet(nn.Module):
         self.out = zeroed(nn.Conv2d(w, folded, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.multiple or x.shape[3] % self.multiple or not len(x):
-            raise ValueError(f"x: expected (B, {self.channels}, H, W) with H and W divisible by {self.multiple}, "
-                             f"got {tuple(x.shape)}")
+        C, m = self.channels, self.multiple
+        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % m or x.shape[3] % m or not len(x):
+            raise ValueError(f"x: expected (B, {C}, H, W), sides divisible by {m}, got {tuple(x.shape)}")
         e = self.embed(c_noise, cond, numbers)
         h = self.inp(nf.pixel_unshuffle(x, self.patch))
         skips = [h]
@@ -275,8 +275,7 @@ class DiT(nn.Module):
         self.out = zeroed(nn.Linear(width, channels * patch**2))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        need_shape(x, (len(x), *self.shape), "x")
         e = self.embed(c_noise, None if self.captions else cond, numbers)
         words, gist, sketch = self.captions(cond, len(x)) if self.captions else (None, 0, None)
         seen = x if sketch is None else torch.cat([x, sketch.detach()], 1)
@@ -357,7 +356,6 @@ class ColourFeatures(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def features(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != (3, 64, 64):
-            raise ValueError(f"x: expected images (B, 3, 64, 64), got {tuple(x.shape)}")
+        need_shape(x, (len(x), 3, 64, 64), "x", "images, ")
         x = nf.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # nearer to the size of its training
         return self.blocks(nf.relu6(self.stem(x))).mean((2, 3)) / 4  # of order one, as kernel_distance wants

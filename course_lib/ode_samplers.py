@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .arguments import need_positive, need_state, need_whole
+from .arguments import need_positive, need_shape, need_state, need_whole
 from .denoiser import Denoiser, per_row, velocity
 from .sampling import check_grid, need_finite
 from .schedules import as_time
@@ -190,9 +190,7 @@ def log_likelihood(D: Denoiser, x0: Tensor, divergence: Divergence = exact_diver
     state = next(_dormand_prince(joint, start, [t_min, t_max], rtol, atol))
     x, integral = state[:, :-1].reshape(x0.shape), state[:, -1]
     log_prior = (prior or _normal_log_density(D.schedule.sigma(t_max).item()))(x)
-    if log_prior.shape != integral.shape:
-        raise ValueError(f"prior: expected one log density a row, {tuple(integral.shape)}, got {tuple(log_prior.shape)}")
-    return log_prior + integral
+    return need_shape(log_prior, integral.shape, "prior", "one log density a row, ") + integral
 
 
 def _normal_log_density(sigma: float) -> Callable[[Tensor], Tensor]:

@@ -360,8 +360,8 @@ def noise_scales(step: Step, schedule: Schedule, ts: Tensor, shape: tuple[int, .
         asked = []
         y = step(Known(schedule, lambda *at: asked.append(at) or x0_hat), x, t, s, z)
         if len(asked) != 1 or not (torch.equal(asked[0][0], x) and torch.equal(as_time(asked[0][1]).to(t), t)):
-            got = "one elsewhere" if len(asked) == 1 else len(asked)
-            raise ValueError(f"step: expected one evaluation, at the step's own x and t, got {got}")
+            raise ValueError("step: expected one evaluation, at the step's own x and t, "
+                             f"got {len(asked)}{', elsewhere' if len(asked) == 1 else ''}")
         return y
 
     none = torch.zeros_like(random[0])

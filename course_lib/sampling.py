@@ -13,7 +13,7 @@ from itertools import pairwise, repeat
 import torch
 from torch import Tensor
 
-from .arguments import need_shape, need_state
+from .arguments import described, need_shape, need_state
 from .denoiser import Denoiser, for_rows
 
 Step = Callable[..., Tensor]
@@ -39,8 +39,7 @@ def need_noise(z: Tensor | None, x: Tensor, step_name: str, k: int = 1) -> Tenso
 def check_grid(ts: Tensor) -> Tensor:
     """ts, if it is a decreasing time grid (n+1,) within [0, 1] of at least one step; otherwise a ValueError."""
     if not isinstance(ts, Tensor) or ts.ndim != 1 or len(ts) < 2 or not ts.is_floating_point():
-        got = f"{tuple(ts.shape)} {ts.dtype}" if isinstance(ts, Tensor) else repr(ts)
-        raise ValueError(f"ts: expected a float tensor of at least two times, got {got}")
+        raise ValueError(f"ts: expected a float tensor of at least two times, got {described(ts)}")
     if not bool((ts[1:] < ts[:-1]).all()):
         raise ValueError(f"ts: times must fall from noise to data without repeats, got {_brief(ts)}")
     if not (ts[0] <= 1 and ts[-1] >= 0):

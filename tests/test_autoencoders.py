@@ -307,7 +307,7 @@ def test_an_empty_batch_has_no_loss(loss, build, shape, message, generator):
     ((torch.ones(3, 4), 2, 0.1), r"covariance: expected a symmetric matrix of finite numbers, got \(3, 4\)"),
     ((torch.ones(4, 4).triu(), 2, 0.1), "covariance: expected a symmetric"),
     ((torch.full((4, 4), math.nan), 2, 0.1), "covariance: expected a symmetric"),
-    ((torch.eye(4), 5, 0.1), "latent: expected at most the 4 dimensions of the data, got 5"),
+    ((torch.eye(4), 5, 0.1), "latent: expected a finite number from 1 to 4, got 5"),
     ((torch.eye(4), 0, 0.1), "latent: expected a whole number, at least 1, got 0"),
     ((torch.eye(4), 2, 0.1, 0.0), r"beta \* sigma2: expected a positive number, got 0.0"),
 ], ids=["not square", "not symmetric", "not finite", "too many", "none", "no noise"])

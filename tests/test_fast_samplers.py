@@ -407,7 +407,7 @@ def test_optimising_leaves_a_networks_gradients_alone():
 
 @pytest.mark.parametrize("n", [1, 0, 2.5])
 def test_a_grid_with_nothing_to_choose_is_refused(n):
-    with pytest.raises(ValueError, match=rf"n: expected at least 2 whole steps, .* got {n}"):
+    with pytest.raises(ValueError, match=rf"n: expected a whole number of steps .*, at least 2, got {n}"):
         optimise_grid(GAUSSIAN.denoiser(CosineVP()), torch.zeros(2, 1), n, dpm_solver_pp)
 
 

@@ -158,7 +158,7 @@ def test_relative_l2():
     truth = torch.tensor([3.0, -4.0])
     assert relative_l2(truth, truth) == 0 and relative_l2(torch.zeros(2), truth) == 1
     assert relative_l2(torch.tensor([3.0, -3.5]), truth) == pytest.approx(0.1)
-    with pytest.raises(ValueError, match=r"estimate, truth: expected equal shapes, got \(2,\) and \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"estimate: expected the truth's shape \(2, 1\), got \(2,\)"):
         relative_l2(truth, truth[:, None])
 
 
@@ -168,7 +168,7 @@ def test_samples_that_are_not_finite_have_no_distance(distance, bad):
     x = torch.zeros(9, 2)
     with pytest.raises(ValueError, match="x, y: expected finite samples"):
         distance(x, x.index_fill(0, torch.tensor([4]), bad))
-    with pytest.raises(ValueError, match=r"x, y: expected .* \(N, ...\), got shapes \(9,\) and \(9,\)"):
+    with pytest.raises(ValueError, match=r"x, y: expected .* \(N, ...\), got \(9,\) torch.float32 and"):
         distance(x[:, 0], x[:, 0])
 
 

@@ -392,7 +392,7 @@ def test_the_likelihood_of_images_is_that_of_the_flattened_images(generator):
 
 def test_a_prior_gives_one_number_a_row():
     D = MIXTURE.denoiser(CosineVP())
-    with pytest.raises(ValueError, match=r"prior: expected one log density a row, \(16,\), got \(16, 2\)"):
+    with pytest.raises(ValueError, match=r"prior: expected one log density a row, shape \(16,\), got \(16, 2\)"):
         log_likelihood(D, data(D.schedule), prior=lambda x: x)
 
 

@@ -700,7 +700,7 @@ def dynamic(D, x, t, s, z=None, cond=None):
     return ancestral(Known(D.schedule, lambda x, t: D(x, t, cond).clamp(-1, 1)), x, t, s, z)
 
 
-OTHERS = {"churn": "got 2", "churned_ddim": "got one elsewhere", "noisy_heun": "got 2", "late": "got one elsewhere",
+OTHERS = {"churn": "got 2", "churned_ddim": "got 1, elsewhere", "noisy_heun": "got 2", "late": "got 1, elsewhere",
           "blind": "got 0", "multiplicative": "a mean and a multiple of the noise", "clipped": "a mean and a multiple",
           "mixed": "a mean and a multiple"}
 

@@ -5,6 +5,7 @@ propagated exactly: no sampling error hides or excuses anything.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -425,5 +426,5 @@ def test_the_paths_of_euler_maruyama_have_order_1(generator):
 
     truth = ends(1)
     errors = [(ends(stride) - truth).square().mean().sqrt().item() for stride in (64, 32, 16)]
-    for large, small in zip(errors, errors[1:]):
+    for large, small in pairwise(errors):
         assert 0.8 < math.log2(large / small) < 1.2
