@@ -108,10 +108,3 @@ def two_islands(separation: float = 4.0, std: float = 0.5, weight: float = 0.8) 
     """Two Gaussians of unequal weight, far apart: what Langevin dynamics cannot mix."""
     half = separation / 2
     return GaussianMixture([[-half, 0.0], [half, 0.0]], std, [weight, 1 - weight])
-
-
-def spiral(k: int = 60, turns: float = 2.0, std: float = 0.07) -> GaussianMixture:
-    """A spiral of k Gaussians, weighted so that the density along it is even."""
-    u = ((torch.arange(need_whole(k, "k"), dtype=torch.float64) + 0.5) / k).sqrt()
-    angle = 2 * math.pi * turns * u
-    return GaussianMixture(1.8 * u[:, None] * torch.stack([angle.cos(), angle.sin()], 1), std)

@@ -8,11 +8,11 @@ from scipy import stats
 
 from course_lib.denoiser import score
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP
-from course_lib.targets import GaussianMixture, ring, spiral, two_islands
+from course_lib.targets import GaussianMixture, ring, two_islands
 
 SCHEDULES = [LinearVP(), CosineVP(), VE(), SubVP(), Flow()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-SHAPES = [ring, two_islands, spiral]
+SHAPES = [ring, two_islands]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 
 MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.5], [0.0, 2.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
@@ -154,11 +154,6 @@ def test_the_islands_are_apart_and_unequal():
     torch.testing.assert_close(target.weights, torch.tensor([0.9, 0.1], dtype=torch.float64))
 
 
-def test_the_spiral_is_even_along_its_length():
-    gaps = spiral(k=100).means.diff(dim=0).norm(dim=1)[20:]
-    assert gaps.max() / gaps.min() < 1.1
-
-
 # ---------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize(("arguments", "message"), [
     (([1.0, 2.0], 0.1), r"means: expected shape \(K, d\), got \(2,\)"),
@@ -221,7 +216,6 @@ def test_no_samples_are_an_empty_batch():
     (lambda: GaussianMixture([[0.0]], 1.0, [math.nan]), "weights: expected 1 non-negative numbers that sum to 1, got"),
     (lambda: ring(0), "k: expected a whole number, at least 1, got 0"),
     (lambda: ring(2.5), "k: expected a whole number, at least 1, got 2.5"),
-    (lambda: spiral(0), "k: expected a whole number, at least 1, got 0"),
     (lambda: MIXTURE.sample(-3), "n: expected a whole number, at least 0, got -3"),
     (lambda: MIXTURE.log_prob(torch.ones(3, 2, dtype=torch.long)), "x: expected floating-point states"),
     (lambda: MIXTURE.marginal(CosineVP(), torch.tensor([0.1, 0.2, 0.3])), r"t: expected one time, shape \(\), got \(3,\)"),
