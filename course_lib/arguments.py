@@ -1,7 +1,4 @@
-"""What functions accept: a check returns its argument, or raises a ValueError that names it, what came and what was expected.
-
-And two small things that an empty batch and half precision ask of every loss and norm.
-"""
+"""What functions accept: a check returns its argument, or raises a ValueError that names it, what came and what was wanted."""
 
 import math
 

@@ -454,9 +454,8 @@ class CostModel:
     def fit(cls, rows: Tensor, seconds: Tensor, **exchange: float) -> "CostModel":
         """From measured seconds of batches of so many rows: least squares of *relative* errors, nothing negative."""
         rows, seconds = rows.double(), seconds.double()
-        if rows.ndim != 1 or rows.shape != seconds.shape or not bool((torch.cat([rows, seconds]) > 0).all()) or len(rows) < 2:
-            raise ValueError("rows, seconds: expected two or more positive numbers each, as many of both, got "
-                             f"{rows.tolist()[:8]} and {seconds.tolist()[:8]}")
+        if rows.ndim != 1 or rows.shape != seconds.shape or len(rows) < 2 or not bool(((rows > 0) & (seconds > 0)).all()):
+            raise ValueError(f"rows, seconds: expected two or more positive numbers of each, got {rows} and {seconds}")
         A = torch.stack([1 / seconds, rows / seconds], 1)
         both = torch.linalg.lstsq(A, torch.ones_like(seconds)[:, None]).solution[:, 0]
         alone = A.sum(0) / A.square().sum(0)                                      # the best line with only one of the parts

@@ -95,10 +95,7 @@ def need_finite(x: Tensor, t, s) -> Tensor:
 
 
 class Counted:
-    """A denoiser that counts: .nfe network evaluations a sample, .depth how many of them had to wait for another.
-
-    With a `book`, another Counted, the calls are counted there.
-    """
+    """A denoiser that counts, or has a `book` that does: .nfe evaluations a sample, .depth how many had to wait for another."""
 
     def __init__(self, D: Denoiser, book: "Counted | None" = None):
         self.D, self.schedule, self.cost = D, D.schedule, getattr(D, "cost", 1)

@@ -163,8 +163,7 @@ class VE(Schedule):
 
     def __post_init__(self):
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError("sigma_max, sigma_min: expected 0 < sigma_min < sigma_max, "
-                             f"got {self.sigma_max!r} and {self.sigma_min!r}")
+            raise ValueError(f"sigma_max: expected more than sigma_min > 0, got {self.sigma_max!r} and {self.sigma_min!r}")
 
     @property
     def rate(self) -> float:

@@ -739,3 +739,12 @@ def test_half_precision_holds_large_states():
     for end in ends:
         assert end.dtype == torch.float16
         torch.testing.assert_close(end, final(D, x, ts, ddim).x, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("rows", "seconds"), [([], []), ([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [0.0, 1.0]),
+                                               ([1.0, float("nan")], [1.0, 1.0])], ids=str)
+def test_a_line_is_fitted_to_measurements(rows, seconds):
+    with pytest.raises(ValueError, match="rows, seconds: expected two or more positive numbers of each, got"):
+        CostModel.fit(torch.tensor(rows), torch.tensor(seconds))
+    with pytest.raises(ValueError, match="devices: expected a whole number, at least 1, got 0"):
+        CostModel(1.0, 1.0).parallel(1, 1, devices=0)

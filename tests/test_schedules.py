@@ -231,7 +231,7 @@ def test_sub_vps_faintest_noise_has_its_time():
 @pytest.mark.parametrize(("build", "message"), [
     (lambda: LinearVP(0.0, 20.0), "beta_min: expected a positive number, got 0.0"),
     (lambda: SubVP(0.1, math.nan), "beta_max: expected a positive number, got nan"),
-    (lambda: VE(0.01), "sigma_max, sigma_min: expected 0 < sigma_min < sigma_max, got 0.01 and 0.01"),
+    (lambda: VE(0.01), "sigma_max: expected more than sigma_min > 0, got 0.01 and 0.01"),
     (lambda: VE(50.0, -1.0), "got 50.0 and -1.0"),
     (lambda: karras(4, CosineVP(), rho=0.0), "rho: expected a positive number, got 0.0"),
     (lambda: log_snr_to_zero(4, CosineVP(), end=-20.0), "end: expected a finite log-SNR above .* -10, got -20.0"),
