@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .arguments import described, need_positive, need_within
+from .arguments import described, need_positive, need_within, widened
 from .schedules import Schedule, as_time
 
 
@@ -67,8 +67,8 @@ def eps(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
 
 def velocity(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
     """Slope dx/dt = f x - g^2 score/2 of the probability flow ODE (Song et al. 2021, eq. 13)."""
-    f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
-    return f * x - g2 / 2 * score(D, x, t, cond)
+    f, g2 = (per_row(c(t), widened(x)) for c in (D.schedule.drift, D.schedule.diffusion2))     # g^2 of VE is beyond half
+    return (f * x - g2 / 2 * widened(score(D, x, t, cond))).to(x)
 
 
 def tweedie(score_value: Tensor, x: Tensor, schedule: Schedule, t) -> Tensor:

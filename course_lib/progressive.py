@@ -105,6 +105,6 @@ def overshoot(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tenso
     z, schedule = need_noise(z, x, "overshoot"), D.schedule
     u = (2 * as_time(s) - t).clamp(min=0)
     x = ddim(D, x, t, u, cond=cond)
-    ratio = per_row(schedule.alpha(s) / schedule.alpha(u), x)
-    sigma_u, sigma_s = per_row(schedule.sigma(u), x), per_row(schedule.sigma(s), x)
-    return ratio * x + (sigma_s**2 - (ratio * sigma_u) ** 2).sqrt() * z
+    ratio = schedule.alpha(s) / schedule.alpha(u)
+    fresh = (schedule.sigma(s) ** 2 - (ratio * schedule.sigma(u)) ** 2).clamp(min=0).sqrt()   # in the precision of times
+    return per_row(ratio, x) * x + per_row(fresh, x) * z

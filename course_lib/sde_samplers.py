@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .arguments import need_positive, need_whole
+from .arguments import need_positive, need_whole, widened
 from .denoiser import Denoiser, levels, per_row, score
 from .sampling import Step, draws, need_noise
 from .schedules import as_time
@@ -17,9 +17,8 @@ def euler_maruyama(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: 
     """
     z = need_noise(z, x, "euler_maruyama")
     t, s = as_time(t), as_time(s)
-    f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
-    h = per_row(t - s, x)                                                       # > 0: the size of the step back
-    return x - h * (f * x - g2 * score(D, x, t, cond)) + (g2 * h).sqrt() * z
+    f, g2, h = (per_row(c, widened(x)) for c in (D.schedule.drift(t), D.schedule.diffusion2(t), t - s))        # h > 0
+    return (x - h * (f * x - g2 * widened(score(D, x, t, cond))) + (g2 * h).sqrt() * z).to(x)
 
 
 @draws(1)

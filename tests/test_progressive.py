@@ -289,3 +289,14 @@ def test_an_empty_batch_has_no_loss(loss, generator):
 def test_what_cannot_be_distilled_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("schedule", [CosineVP(), VE()], ids=["CosineVP", "VE"])
+def test_the_noise_of_an_overshoot_in_half_precision_is_that_of_the_times(schedule):
+    """It is the difference of two variances, which in a thousand steps are alike to the last digit of half precision."""
+    D, x = MIXTURE.denoiser(schedule), torch.zeros(5, 2, dtype=torch.float64)
+    grid = uniform(1000, schedule)
+    for t, s in (grid[10:12], grid[300:302], grid[700:702]):
+        found, truth = (overshoot(D, x.to(dtype), t, s, 1 + x) - overshoot(D, x.to(dtype), t, s, x)
+                        for dtype in (torch.float16, torch.float64))
+        torch.testing.assert_close(found.double(), truth, rtol=0.01, atol=1e-3)

@@ -14,6 +14,7 @@ from scipy import stats
 from course_lib.denoiser import eps, score
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import sliced_wasserstein
+from course_lib.ode_samplers import euler, heun
 from course_lib.sampling import final, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, karras, log_snr_uniform, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, langevin_correction, predictor_corrector
@@ -428,3 +429,14 @@ def test_the_paths_of_euler_maruyama_have_order_1(generator):
     errors = [(ends(stride) - truth).square().mean().sqrt().item() for stride in (64, 32, 16)]
     for large, small in pairwise(errors):
         assert 0.8 < math.log2(large / small) < 1.2
+
+
+@pytest.mark.parametrize("step", [euler, heun, euler_maruyama, ancestral, ddim], ids=lambda step: step.__name__)
+def test_the_noisiest_ve_fits_in_half_precision(step):
+    """Its g^2 at t = 1 is 120^2 2 log(12000) = 270,000, beyond 65504; states are about 120, and slopes about 1,100."""
+    D = GAUSSIAN.denoiser(VE(120.0))
+    x = prior(D, (40, 1), torch.Generator().manual_seed(1), dtype=torch.float64)
+    ts, z = torch.tensor([1.0, 0.8, 0.6], dtype=torch.float64), torch.zeros(2, 40, 1, dtype=torch.float64)
+    found, truth = (final(D, x.to(dtype), ts, step, noise=z).x for dtype in (torch.float16, torch.float64))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), truth, rtol=0.02, atol=0.2)
