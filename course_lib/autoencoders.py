@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .arguments import mean_of, need_positive, need_whole, need_within, widened
 from .networks import zeroed
 
 
@@ -39,7 +40,7 @@ class Autoencoder(nn.Module):
 
     def surprise(self, x0: Tensor, z: Tensor) -> Tensor:
         """-log N(x0; reconstruct(z), sigma2) of raw latents z, summed over each picture's pixels: (B,) nats."""
-        squared = (x0 - self.reconstruct(z)).square() / self.sigma2
+        squared = widened(x0 - self.reconstruct(z)).square() / self.sigma2
         return (squared + math.log(2 * math.pi * self.sigma2)).flatten(1).sum(1) / 2
 
 
@@ -81,6 +82,10 @@ def ppca(covariance: Tensor, latent: int, sigma2: float, beta: float = 1.0) -> t
     variance s/l; the others are shut off. V = variance[:, None] * W.T / s. At beta = 1 the ELBO is the log-likelihood of
     probabilistic PCA (Tipping & Bishop 1999; Lucas et al. 2019). The loss leaves the columns' order and signs open.
     """
+    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not torch.allclose(covariance, covariance.T):
+        raise ValueError(f"covariance: expected a symmetric matrix of finite numbers, got {tuple(covariance.shape)}")
+    need_positive(beta * sigma2, "beta * sigma2")
+    need_within(need_whole(latent, "latent"), "latent", 1, len(covariance))
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors, s = values.flip(0), vectors.flip(1)[:, :latent], beta * sigma2
     kept = values[:latent].clamp(min=s)                                 # one that is shut off counts as noise
@@ -115,7 +120,7 @@ class Convolutional(Autoencoder):
 
     def outputs_for(self, x: Tensor) -> Tensor:
         """What the encoder says (B, outputs * latent, H/fold, W/fold). ValueError for pictures of another form."""
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.fold or x.shape[3] % self.fold:
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.fold or x.shape[3] % self.fold or not len(x):
             raise ValueError(f"x: expected (B, {self.channels}, H, W), sides divisible by {self.fold}, got {tuple(x.shape)}")
         return self.encoder(x)
 
@@ -143,7 +148,7 @@ def kl_loss(beta: float) -> Callable[..., Tensor]:
         mean, log_var = model.posterior(x0)
         z = mean + (log_var / 2).exp() * torch.randn(mean.shape, generator=rest[-1], device=x0.device)
         kl = (mean.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1) / 2
-        return (model.surprise(x0, z) + beta * kl).mean() / x0[0].numel()
+        return mean_of(model.surprise(x0, z) + beta * kl) / x0.shape[1:].numel()
 
     return loss
 
@@ -194,6 +199,6 @@ def vq_loss(beta: float = 0.25) -> Callable[..., Tensor]:
         z = model.latent(x0)
         e = model.vectors(model.nearest(z))
         apart = (z.detach() - e).square() + beta * (z - e.detach()).square()
-        return (model.surprise(x0, z) + apart.flatten(1).sum(1)).mean() / x0[0].numel()
+        return mean_of(model.surprise(x0, z) + apart.flatten(1).sum(1)) / x0.shape[1:].numel()
 
     return loss

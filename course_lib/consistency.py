@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
+from .arguments import mean_of, need_positive, need_whole, need_within, widened
 from .denoiser import Denoiser, Student, eps, levels, per_row, told
 from .fast_samplers import ddim
-from .sampling import Step, draws, need_noise, sample
+from .sampling import Step, check_grid, draws, need_noise, sample
 from .schedules import Schedule, as_time
 from .training import LossFunction
 
@@ -33,7 +34,8 @@ class Trainee(nn.Module):
 
     def __init__(self, f: Student, decay: float = 0.0):
         super().__init__()
-        self.f, self.slow, self.decay = f, copy.deepcopy(f).requires_grad_(False), decay
+        self.decay = need_within(decay, "decay", 0, 1)
+        self.f, self.slow = f, copy.deepcopy(f).requires_grad_(False)
         self.register_buffer("age", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -51,15 +53,17 @@ def ratio(schedule: Schedule, t: Tensor) -> Tensor:
 
 def lognormal(B: int, schedule: Schedule, generator: torch.Generator, mean: float, std: float) -> Tensor:
     """Ratios (B,) with a normal logarithm, none beyond that of t_max."""
-    normal = torch.randn(B, generator=generator, device=generator.device)
+    normal = torch.randn(B, generator=generator, device=generator.device if generator else None)
     return (mean + std * normal).exp().clamp(max=ratio(schedule, as_time(schedule.t_max)).item())
 
 
 def neighbours(ts: Tensor) -> Pairs:
     """Pairs of adjacent times of a grid ts (n+1,), all equally often (Song et al. 2023, algorithm 2)."""
+    check_grid(ts)
+
     def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int) -> tuple[Tensor, Tensor]:
-        grid = ts.to(generator.device)
-        i = torch.randint(len(ts) - 1, (B,), generator=generator, device=generator.device)
+        grid = ts.to(generator.device) if generator else ts
+        i = torch.randint(len(ts) - 1, (B,), generator=generator, device=grid.device)
         return grid[i], grid[i + 1]
 
     return pairs
@@ -71,6 +75,9 @@ def closing(q: float = 2.0, every: int = 1000, mean: float = -1.1, std: float = 
     The stage rises by one `every` so many steps, up to `stages`; r = 0, plain denoising, where the formula is negative
     (Geng et al. 2024, "easy consistency tuning"; the lognormal of Song & Dhariwal 2024).
     """
+    need_positive(q - 1, "q - 1")
+    need_whole(every, "every")
+
     def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int) -> tuple[Tensor, Tensor]:
         stage = min(age // every, stages)
         high = lognormal(B, schedule, generator, mean, std)
@@ -83,7 +90,8 @@ def closing(q: float = 2.0, every: int = 1000, mean: float = -1.1, std: float = 
 # ---------------------------------------------------------------------------------------------- losses
 def pseudo_huber(d: Tensor, c: float = 1e-3) -> Tensor:
     """sqrt(mean d^2 + c^2) - c for every row (B,): a square near 0, a modulus far off, so that no outlier rules."""
-    return (d.flatten(1).square().mean(1) + c**2).sqrt() - c
+    need_positive(c, "c")
+    return (widened(d).flatten(1).square().mean(1) + c**2).sqrt() - c
 
 
 def training_loss(pairs: Pairs, c: float = 1e-3) -> LossFunction:
@@ -115,7 +123,7 @@ def _consistency_loss(pairs, earlier, c):
         cond = labels[0] if labels else None
         trainee.grow()
         f, schedule = trainee.f, trainee.f.schedule
-        t, r = pairs(len(x0), schedule, generator, trainee.age.item())
+        t, r = (times.to(x0.device) for times in pairs(len(x0), schedule, generator, trainee.age.item()))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         alpha, sigma = levels(f, x0, t)
         x = alpha * x0 + sigma * noise
@@ -124,7 +132,7 @@ def _consistency_loss(pairs, earlier, c):
                 target = trainee.slow(earlier(f, x0, noise, x, t, r, cond), r, cond)
             distance = pseudo_huber(f(x, t, cond) - target, c)
         high, low = ratio(schedule, t), ratio(schedule, r)
-        return (distance * high / (high - low)).mean()
+        return mean_of(distance * high / (high - low))
 
     return loss
 
@@ -136,6 +144,8 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
     few steps (a halved student), so that whole paths are cheap (after Luhman & Luhman 2021, who learn from the starts alone).
     loss(f, x0 (B, ...)[, labels (B,)], generator) starts B paths, x0 noised up to ts[0]; largest as in `halving_loss`.
     """
+    check_grid(ts)
+
     def loss(f: Student, x0: Tensor, *rest) -> Tensor:
         *labels, generator = rest
         cond, n, grid = labels[0] if labels else None, len(ts) - 1, ts.to(x0)
@@ -149,7 +159,7 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
         learnt = f if w is None else told(f, w.repeat(n))
         conds = None if cond is None else torch.cat([cond] * n)
         answers = learnt(torch.cat(states), grid[:-1].repeat_interleave(len(x0)), conds)
-        return pseudo_huber(answers - torch.cat([end] * n), c).mean()
+        return mean_of(pseudo_huber(answers - torch.cat([end] * n), c))
 
     return loss
 
@@ -169,7 +179,8 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
         *labels, generator = rest
         cond = labels[0] if labels else None
         f, schedule = trainee.f, trainee.f.schedule
-        t = schedule.time_of_log_snr(-2 * lognormal(len(x0), schedule, generator, mean, std).log()).clamp(min=schedule.t_min)
+        high = lognormal(len(x0), schedule, generator, mean, std).to(x0.device)
+        t = schedule.time_of_log_snr(-2 * high.log()).clamp(min=schedule.t_min)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         alpha, sigma = levels(f, x0, t)
         x = alpha * x0 + sigma * noise
@@ -181,7 +192,7 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
             value, rate = along_the_flow(lambda x, t: f(x, t, cond), x, t, slope)
         rate = alpha * rate.detach()
         size = per_row(rate.flatten(1).square().mean(1).sqrt(), x)
-        return (value / f.coefficients(x, t)[1].abs() * rate / (size + c)).mean()
+        return mean_of(value / f.coefficients(x, t)[1].abs() * rate / (size + c))
 
     return loss
 
@@ -194,7 +205,7 @@ def consistency_step(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond
     A grid that ends at 0, such as [t_max, 0], ends clean; any other leaves the noise of its last time.
     """
     alpha_s, sigma_s = levels(D, x, s)
-    return alpha_s * D(x, t, cond) + sigma_s * need_noise(z, "consistency_step")
+    return alpha_s * D(x, t, cond) + sigma_s * need_noise(z, x, "consistency_step")
 
 
 # ---------------------------------------------------------------------------------------------- flow maps
@@ -220,6 +231,8 @@ def mean_flow_loss(moving: float = 0.5, power: float = 1.0, c: float = 1e-3) -> 
     loss(map, x0 (B, ...)[, labels (B,)], generator). r < t in a share `moving` of the rows, r = t elsewhere: there it is flow
     matching. Rows are weighted by (|error|^2 + c)^-power, held still.
     """
+    need_within(moving, "moving", 0, 1)
+
     def loss(model: FlowMap, x0: Tensor, *rest) -> Tensor:
         *labels, generator = rest
         cond, B = labels[0] if labels else None, len(x0)
@@ -233,6 +246,6 @@ def mean_flow_loss(moving: float = 0.5, power: float = 1.0, c: float = 1e-3) -> 
             value, rate = along_the_flow(lambda x, t: model.predict(x, t, cond, r[:, None]), alpha * x0 + sigma * noise, t, v)
         target = v - per_row(t - r, x0) * rate
         error = (value - target.detach()).flatten(1).square().mean(1)
-        return (error / (error.detach() + c) ** power).mean()
+        return mean_of(error / (error.detach() + c) ** power)
 
     return loss

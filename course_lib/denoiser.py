@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .arguments import described, need_positive, need_within, widened
 from .schedules import Schedule, as_time
 
 
@@ -23,17 +24,23 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor: ...
 
 
-def per_row(c: Tensor, x: Tensor) -> Tensor:
+def per_row(c: Tensor, x: Tensor, name: str = "t") -> Tensor:
     """A coefficient, one number or one per row of x, shaped and typed to multiply x (B, ...) row by row.
 
-    Without this a (B,) vector would broadcast along the *last* axis of x, which goes unnoticed at B = 1.
+    Without this a (B,) vector would broadcast along the *last* axis of x, which goes unnoticed at B = 1. ValueError for
+    any other shape, with the name of what the coefficient depends on.
     """
     c = torch.as_tensor(c).to(x)
     if c.ndim == 0:
         return c
     if c.shape != x.shape[:1]:
-        raise ValueError(f"t: expected one time or one per row, shape () or ({len(x)},), got {tuple(c.shape)}")
+        raise ValueError(f"{name}: expected one number or one per row, shape () or ({len(x)},), got {tuple(c.shape)}")
     return c.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def for_rows(D: Denoiser, rows: Tensor, x: Tensor) -> Denoiser:
+    """D for the batch x[rows] (R, ...) in place of x (B, ...): what it holds for each row, a weight or a number, follows."""
+    return D.for_rows(rows, x) if hasattr(D, "for_rows") else D
 
 
 def levels(D: Denoiser, x: Tensor, t) -> tuple[Tensor, Tensor]:
@@ -60,8 +67,8 @@ def eps(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
 
 def velocity(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
     """Slope dx/dt = f x - g^2 score/2 of the probability flow ODE (Song et al. 2021, eq. 13)."""
-    f, g2 = per_row(D.schedule.drift(t), x), per_row(D.schedule.diffusion2(t), x)
-    return f * x - g2 / 2 * score(D, x, t, cond)
+    f, g2 = (per_row(c(t), widened(x)) for c in (D.schedule.drift, D.schedule.diffusion2))     # g^2 of VE is beyond half
+    return (f * x - g2 / 2 * widened(score(D, x, t, cond))).to(x)
 
 
 def tweedie(score_value: Tensor, x: Tensor, schedule: Schedule, t) -> Tensor:
@@ -132,9 +139,7 @@ class EDM(Parameterisation):
     """Input and target of unit variance for data of standard deviation sigma_data (Karras et al. 2022, table 1)."""
 
     def __init__(self, sigma_data: float = 0.5):
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data: expected a positive standard deviation, got {sigma_data!r}")
-        self.sigma_data = sigma_data
+        self.sigma_data = need_positive(sigma_data, "sigma_data", "a positive standard deviation")
 
     def c_skip(self, alpha, sigma):
         return alpha * self.sigma_data**2 / (sigma**2 + (alpha * self.sigma_data) ** 2)
@@ -206,28 +211,35 @@ class Student(Preconditioned):
 class Guided:
     """Classifier-free guidance in one batched call; see `guided`."""
 
-    cost = 2  # network evaluations per call
-
     def __init__(self, D: Denoiser, weight, interval: tuple[float, float]):
         self.D, self.weight, self.interval, self.schedule = D, weight, interval, D.schedule
+        self.cost = 2 * getattr(D, "cost", 1)                                       # network evaluations per call
         self.is_posterior_mean = getattr(D, "is_posterior_mean", True)
 
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
-        if cond is None:
-            raise ValueError("cond: guidance needs a condition for every row, got None")
+        if cond is None or cond.shape[:1] != x.shape[:1] or cond.is_floating_point():
+            raise ValueError(f"cond: guidance needs a condition for every row, got {described(cond)}; "
+                             f"expected whole numbers for {len(x)} rows")
         t = as_time(t).to(x.device)
-        both_t = t if t.ndim == 0 else torch.cat([t, t])
-        c, u = self.D(torch.cat([x, x]), both_t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)
+        weight = per_row(as_time(self.weight), x, "weight")
         inside = (self.interval[0] <= t) & (t <= self.interval[1])
-        return c + per_row(as_time(self.weight).to(x.device) * inside, x) * (c - u)
+        both = torch.arange(len(x), device=x.device).repeat(2)
+        both_t = t if t.ndim == 0 else torch.cat([t, t])
+        D, nothing = for_rows(self.D, both, x), torch.full_like(cond, -1)
+        c, u = D(x[both], both_t, torch.cat([cond, nothing])).chunk(2)
+        return c + weight * per_row(inside, x) * (c - u)
+
+    def for_rows(self, rows: Tensor, x: Tensor) -> "Guided":
+        return Guided(for_rows(self.D, rows, x), _of_rows(self.weight, rows, x, "weight"), self.interval)
 
 
 def guided(D: Denoiser, weight, interval: tuple[float, float] = (0.0, 1.0)) -> Denoiser:
     """Classifier-free guidance D_c + w (D_c - D_u) (Ho & Salimans 2022): w = 0 is conditional, w = -1 unconditional.
 
     weight: one number or one a row (B,). diffusers' guidance_scale is 1 + w. Outside the interval of times the weight is 0
-    (Kynkaanniemi et al. 2024).
+    (Kynkaanniemi et al. 2024). ValueError for an interval whose ends are in the wrong order.
     """
+    need_within(interval[0], "interval", 0, interval[1], f"a start from 0 to its end, {interval[1]:g}")
     return Guided(D, weight, interval)
 
 
@@ -238,9 +250,18 @@ class Told:
         self.D, self.number, self.schedule, self.is_posterior_mean = D, number, D.schedule, D.is_posterior_mean
 
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
-        return self.D(x, t, cond, as_time(self.number).to(x).expand(len(x))[:, None])
+        return self.D(x, t, cond, per_row(as_time(self.number), x, "number").flatten().expand(len(x))[:, None])
+
+    def for_rows(self, rows: Tensor, x: Tensor) -> "Told":
+        return Told(self.D, _of_rows(self.number, rows, x, "number"))
 
 
 def told(D: Preconditioned, number) -> Denoiser:
     """D with its further number, one or one a row (B,), held fixed: told(student, w) in place of guided(teacher, w)."""
     return Told(D, number)
+
+
+def _of_rows(values, rows: Tensor, x: Tensor, name: str) -> Tensor:
+    """One value or one for each row of x, for the batch x[rows]."""
+    values = per_row(as_time(values), x, name)
+    return values if values.ndim == 0 else values.flatten()[rows]

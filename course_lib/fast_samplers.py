@@ -1,6 +1,6 @@
 """Samplers that take few steps: the linear part of the flow is solved in closed form, and steps are only for the rest.
 
-With lambda = log(alpha/sigma), half the log-SNR, the probability flow ODE is (Lu et al. 2022, "DPM-Solver++", eq. 8)
+With lambda = log(alpha/sigma), half the log-SNR, the probability flow ODE is (Lu et al. 2022, "DPM-Solver++", prop. 4.1)
 
     d(x/sigma)/dlambda = exp(lambda) x0_hat
 
@@ -24,6 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .arguments import mean_of, need_state, need_whole, need_within
 from .denoiser import Denoiser, levels, per_row
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
 from .schedules import angle, as_time, time_of_angle
@@ -45,15 +46,15 @@ def ddim_eta(eta: float) -> Step:
     """A DDIM step with fresh noise (Song, Meng & Ermon 2021, eq. 12 and 16): eta = 0 is `ddim`, eta = 1 `ancestral`.
 
     x, z (B, ...) -> (B, ...). `fresh` is the share of the noise at t that the forward process added after s. Of the
-    variance sigma_s^2, eta^2 fresh is drawn anew and the rest is the noise that D sees in x. Marginals are the same for
-    every eta. ValueError outside [0, 1].
+    variance sigma_s^2, eta^2 fresh is drawn anew and the rest is the noise that D sees in x. As steps shrink, marginals are
+    the same for every eta; few steps lose variance, and the more the larger eta: 50 equal steps in log-SNR, cosine schedule,
+    data N(0, 0.37), exact denoiser, end 9.5 % below the true variance for eta = 0, 17.6 % for 1. ValueError outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta: expected a number from 0 (ODE) to 1 (ancestral), got {eta!r}")
+    need_within(eta, "eta", 0, 1, "a number from 0 (ODE) to 1 (ancestral)")
 
     @draws(1)
     def step(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        z = need_noise(z, "ddim_eta")
+        z = need_noise(z, x, "ddim_eta")
         alpha_t, sigma_t = levels(D, x, t)
         alpha_s, sigma_s = levels(D, x, s)
         fresh = per_row(-torch.expm1(D.schedule.log_snr(t) - D.schedule.log_snr(s)), x)        # 1 - snr(t)/snr(s)
@@ -68,7 +69,7 @@ def ddim_eta(eta: float) -> Step:
 def midpoint(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
     """One second-order step with two evaluations: DDIM halfway, then from t all the way to s with the x0_hat seen there.
 
-    DPM-Solver-2 (Lu et al. 2022, algorithm 1) with the middle taken in t, in terms of x0_hat; z is not used.
+    DPM-Solver++(2S) (Lu et al. 2022, "DPM-Solver++", algorithm 1), its middle in t, not in lambda; z is not used.
     """
     m = (as_time(t) + s) / 2
     x0 = D(ddim(D, x, t, m, cond=cond), m, cond)
@@ -87,6 +88,7 @@ def dpm_solver_pp(D: Denoiser, x: Tensor, ts: Tensor, order: int = 2, cond: Tens
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order: expected 1, 2 or 3, got {order!r}")
+    need_state(x)
     log_snr = D.schedule.log_snr(check_grid(ts)[:2].double())
     if order > 1 and bool(log_snr[0].isinf()):
         raise ValueError(f"ts: order {order} needs some signal to start from, got ts[0] = {ts[0]:g}; "
@@ -100,11 +102,12 @@ def dpm_solver_pp(D: Denoiser, x: Tensor, ts: Tensor, order: int = 2, cond: Tens
 
 def dpm_solver_pp_sde(D: Denoiser, x: Tensor, ts: Tensor, generator: torch.Generator | None = None,
                       noise: Tensor | None = None, cond: Tensor | None = None) -> Iterator[Tensor]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix): the reverse-time SDE, with weights from the last two x0_hats.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++"): the reverse-time SDE, with weights from the last two x0_hats.
 
     Yields the n states (B, ...) at ts[1:] for n evaluations; noise (n, B, ...) or a generator, as for `sample`. Its
     first step is the ancestral one.
     """
+    need_state(x)
     check_grid(ts)
     return _multistep(D, x, ts, 2, cond, rate=2, zs=noises(len(ts) - 1, tuple(x.shape), x, generator, noise))
 
@@ -162,8 +165,7 @@ def optimise_grid(D: Denoiser, x: Tensor, n: int, sampler: Callable[..., Iterato
     t_max, by L-BFGS with gradients through all n evaluations. The unknowns are the steps' shares of the angle of
     `equal_angles`, equal at first; std is that angle's. `end` may be 0. ValueError for n < 2.
     """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n: expected at least 2 whole steps, since one leaves nothing to choose, got {n!r}")
+    need_whole(n, "n", 2, "a whole number of steps with something to choose")
     schedule, end = D.schedule, D.schedule.t_min if end is None else end
     ends = torch.tensor([schedule.t_max, end], dtype=torch.float64)
     start_angle, end_angle = angle(ends, schedule, std)
@@ -177,7 +179,7 @@ def optimise_grid(D: Denoiser, x: Tensor, n: int, sampler: Callable[..., Iterato
 
     def error():
         *_, found = sampler(D, x, grid(), cond=cond)
-        return (found - truth).double().square().mean()
+        return mean_of((found - truth).double().square(), "x")
 
     def closure():
         loss = error() / scale

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from . import recipes
+from .arguments import need_whole
 from .parallel import Sweep, converged, picard
 from .plotting import image_grid
 from .sampling import prior
@@ -40,7 +41,7 @@ def draw(options: argparse.Namespace) -> tuple[Sweep, float]:
     device = default_device()
     D = recipes.load("fashion_teacher", device)
     generator = torch.Generator(device).manual_seed(options.seed)
-    x = prior(D, (options.images, 1, 28, 28), generator, device=device)
+    x = prior(D, (need_whole(options.images, "--images"), 1, 28, 28), generator, device=device)
     start = time.perf_counter()
     sweep = converged(picard(D, x, uniform(options.steps, D.schedule), ancestral, generator=generator, window=options.window,
                              tolerance=options.tolerance, std=0.5, secant=True, group=group,

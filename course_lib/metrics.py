@@ -5,8 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .arguments import described, need_shape, need_whole
+
 
 def _flat_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if min(x.ndim, y.ndim) < 2 or not all(bool(v.isfinite().all()) for v in (x, y)):
+        raise ValueError(f"x, y: expected finite samples (N, ...), got {described(x)} and {described(y)} or NaN, infinity")
     x, y = x.flatten(1).double(), y.flatten(1).double()
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x, y: expected samples of one dimension, got {x.shape[1]} and {y.shape[1]}")
@@ -24,7 +28,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64, seed: int = 0
     if len(x) != len(y):
         raise ValueError(f"x, y: sorting pairs needs equally many samples, got {len(x)} and {len(y)}")
     generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(x.shape[1], directions, generator=generator, dtype=x.dtype)
+    v = torch.randn(x.shape[1], need_whole(directions, "directions"), generator=generator, dtype=x.dtype)
     v = (v / v.norm(dim=0)).to(x.device)
     return ((x @ v).sort(0).values - (y @ v).sort(0).values).square().mean().sqrt().item()
 
@@ -52,6 +56,8 @@ def fold(x: Tensor, k: int = 8) -> Tensor:
 
     How many samples fall on each spot is a lottery for exact samples too, and most of the floor; folded, it is gone.
     """
+    need_shape(x, (len(x), 2), "x")
+    need_whole(k, "k")
     turn = -2 * torch.pi / k * (torch.atan2(x[:, 1], x[:, 0]) * k / (2 * torch.pi)).round()
     return torch.stack([turn.cos() * x[:, 0] - turn.sin() * x[:, 1], turn.sin() * x[:, 0] + turn.cos() * x[:, 1]], 1)
 
@@ -81,6 +87,7 @@ def features(network: Callable[[Tensor], Tensor], images: Tensor, batch: int = 5
 
 def relative_l2(estimate: Tensor, truth: Tensor) -> float:
     """|estimate - truth| / |truth|, both norms over all entries: 0 is perfect, 1 is as bad as answering zero."""
-    if estimate.shape != truth.shape:
-        raise ValueError(f"estimate, truth: expected equal shapes, got {tuple(estimate.shape)} and {tuple(truth.shape)}")
-    return ((estimate - truth).norm() / truth.norm()).item()
+    need_shape(estimate, truth.shape, "estimate", "the truth's ")
+    if not bool((truth != 0).any()):
+        raise ValueError(f"truth: expected something to compare with, got zeros only, shape {tuple(truth.shape)}")
+    return ((estimate.double() - truth).norm() / truth.double().norm()).item()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as nf
 from torch import Tensor, nn
 
+from .arguments import described, need_labels, need_shape
+
 
 class NoiseEmbedding(nn.Module):
     """Noise level (B,), label (B,) and further numbers (B, k) to one vector (B, width): Fourier features, a label table.
@@ -31,9 +33,11 @@ class NoiseEmbedding(nn.Module):
             self.hear = zeroed(nn.Linear(numbers * features, width))
 
     def forward(self, c_noise: Tensor, cond: Tensor | None, numbers: Tensor | None = None) -> Tensor:
-        given = 0 if numbers is None else numbers.shape[1]
+        given = 0 if numbers is None else numbers.shape[-1]
         if given != self.numbers:
             raise ValueError(f"numbers: this network is told {self.numbers} besides the noise level, got {given}")
+        if given:
+            need_shape(numbers, (len(c_noise), given), "numbers")
         e = self.layers(waves(c_noise, self.frequencies)) + self.label(self.indices(c_noise, cond))
         return e + self.hear(waves(numbers, self.slow).flatten(1)) if given else e
 
@@ -41,10 +45,7 @@ class NoiseEmbedding(nn.Module):
         """Rows of the label table; -1 or None is the unconditional one."""
         if cond is None:
             return torch.full((len(c_noise),), self.classes, device=c_noise.device)
-        if cond.shape != c_noise.shape or cond.is_floating_point():
-            raise ValueError(f"cond: expected {len(c_noise)} whole-number labels, got {tuple(cond.shape)} {cond.dtype}")
-        if bool(((cond < -1) | (cond >= self.classes)).any()):
-            raise ValueError(f"cond: expected labels in -1..{self.classes - 1}, got {cond.tolist()[:8]}")
+        cond = need_labels(cond, c_noise.shape, self.classes)
         return torch.where(cond < 0, self.classes, cond)
 
 
@@ -73,6 +74,7 @@ class MLP(nn.Module):
         self.out = zeroed(nn.Linear(width, dim))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
+        need_shape(x, (len(c_noise), self.inp.in_features), "x")
         e = self.embed(c_noise, cond, numbers)
         h = self.inp(x)
         for layer in self.layers:
@@ -103,6 +105,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ class UNet(nn.Module):
     def __init__(self, channels: int = 1, widths: tuple[int, ...] = (48, 96), depth: int = 2, patch: int = 2,
                  heads: int = 4, classes: int = 0, numbers: int = 0):
         super().__init__()
-        emb, folded = 4 * widths[0], channels * patch**2
+        self.channels, emb, folded = channels, 4 * widths[0], channels * patch**2
         self.multiple, self.patch = patch * 2 ** (len(widths) - 1), patch
         self.embed = NoiseEmbedding(emb, classes, numbers)
         self.inp = nn.Conv2d(folded, widths[0], 3, padding=1)
@@ -155,8 +159,9 @@ class UNet(nn.Module):
         self.out = zeroed(nn.Conv2d(w, folded, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
-        if x.ndim != 4 or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
-            raise ValueError(f"x: expected (B, C, H, W) with H and W divisible by {self.multiple}, got {tuple(x.shape)}")
+        C, m = self.channels, self.multiple
+        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % m or x.shape[3] % m or not len(x):
+            raise ValueError(f"x: expected (B, {C}, H, W), sides divisible by {m}, got {tuple(x.shape)}")
         e = self.embed(c_noise, cond, numbers)
         h = self.inp(nf.pixel_unshuffle(x, self.patch))
         skips = [h]
@@ -179,8 +184,8 @@ class Upscaler(nn.Module):
         self.unet = UNet(2 * channels, **form)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None) -> Tensor:
-        if cond is None or cond.ndim != 4 or cond.shape[:2] != x.shape[:2]:
-            raise ValueError(f"cond: expected small images {(*x.shape[:2], 'h', 'w')}, got {getattr(cond, 'shape', None)}")
+        if not isinstance(cond, Tensor) or cond.ndim != 4 or cond.shape[:2] != x.shape[:2]:
+            raise ValueError(f"cond: expected small images {(*x.shape[:2], 'h', 'w')}, got {described(cond)}")
         enlarged = nf.interpolate(cond, x.shape[2:], mode="bilinear", align_corners=False)
         return self.unet(torch.cat([x, enlarged], 1), c_noise)[:, :x.shape[1]]
 
@@ -232,7 +237,8 @@ class Captions(nn.Module):
         super().__init__()
         self.sketch = Sketch(vectors.shape[1], shape) if shape else None
         self.register_buffer("vectors", vectors, persistent=False)
-        self.register_buffer("heard", torch.ones(len(vectors), 1) if heard is None else heard, persistent=False)
+        heard = torch.ones(len(vectors), 1) if heard is None else need_shape(heard, (len(vectors), 1), "heard")
+        self.register_buffer("heard", heard, persistent=False)
         self.token, self.gist = nn.Linear(vectors.shape[1], width), nn.Linear(vectors.shape[1], width)
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
 
@@ -240,10 +246,7 @@ class Captions(nn.Module):
         """Tokens (B, length, width), gist (B, width) and sketch (B, *shape), if there is one."""
         if cond is None:
             cond = torch.full((B, len(self.place)), -1, device=self.place.device)
-        if cond.shape != (B, len(self.place)) or cond.is_floating_point():
-            raise ValueError(f"cond: expected word numbers ({B}, {len(self.place)}), got {tuple(cond.shape)} {cond.dtype}")
-        if bool(((cond < -1) | (cond >= len(self.vectors))).any()):
-            raise ValueError(f"cond: expected words in -1..{len(self.vectors) - 1}, got {cond.min()}..{cond.max()}")
+        cond = need_labels(cond, (B, len(self.place)), len(self.vectors))
         there = (cond >= 0)[..., None].to(self.place)
         words = self.vectors[cond.clamp(min=0)] * there
         sketch = self.sketch(words, there * self.heard[cond.clamp(min=0)]) if self.sketch else None
@@ -272,8 +275,7 @@ class DiT(nn.Module):
         self.out = zeroed(nn.Linear(width, channels * patch**2))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        need_shape(x, (len(x), *self.shape), "x")
         e = self.embed(c_noise, None if self.captions else cond, numbers)
         words, gist, sketch = self.captions(cond, len(x)) if self.captions else (None, 0, None)
         seen = x if sketch is None else torch.cat([x, sketch.detach()], 1)
@@ -302,7 +304,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        return nf.silu(self.project(self.trunk(x).flatten(1)))
+        return nf.silu(self.project(self.trunk(need_shape(x, (len(x), 1, 28, 28), "x", "images, ")).flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
@@ -354,7 +356,6 @@ class ColourFeatures(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def features(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != (3, 64, 64):
-            raise ValueError(f"x: expected images (B, 3, 64, 64), got {tuple(x.shape)}")
+        need_shape(x, (len(x), 3, 64, 64), "x", "images, ")
         x = nf.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # nearer to the size of its training
         return self.blocks(nf.relu6(self.stem(x))).mean((2, 3)) / 4  # of order one, as kernel_distance wants

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, levels, per_row, velocity
-from .sampling import Step, check_grid, draws, need_finite, need_noise
+from .arguments import need_positive, need_shape, need_state, need_whole
+from .denoiser import Denoiser, per_row, velocity
+from .sampling import check_grid, need_finite
 from .schedules import as_time
 
 # A divergence: (v, x (B, ...)) -> (v(x) (B, ...), tr(dv/dx) (B,)).
@@ -38,33 +39,6 @@ def heun(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | N
     if not bool(noisy.any()):
         return x_euler
     return torch.where(noisy, x + h * (d + velocity(D, x_euler, s, cond)) / 2, x_euler)
-
-
-def heun_churn(gamma: float, noise_scale: float = 1.0) -> Step:
-    """A step: fresh noise raises sigma/alpha by the factor 1 + gamma, then Heun from that noisier time t_hat to s.
-
-    Karras et al. 2022, algorithm 2, for any schedule; noise_scale is its S_noise. t_hat stops at t_max. With n steps and
-    gamma = churn/n the marginals stay right to second order. Raises ValueError for gamma < 0 or noise_scale <= 0.
-    """
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma: expected the relative rise of the noise, at least 0, got {gamma!r}")
-    if not 0 < noise_scale < math.inf:
-        raise ValueError(f"noise_scale: expected a positive number, got {noise_scale!r}")
-
-    @draws(1)
-    def step(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
-        z, schedule = need_noise(z, "heun_churn"), D.schedule
-        log_snr = schedule.log_snr(t)
-        lowest = log_snr.clamp(max=schedule.log_snr(schedule.t_max).item())
-        raised = torch.maximum(log_snr - 2 * math.log1p(gamma), lowest)
-        t_hat = schedule.time_of_log_snr(raised)
-        (alpha, _), (alpha_hat, sigma_hat) = levels(D, x, t), levels(D, x, t_hat)
-        fresh = per_row(-torch.expm1(raised - log_snr), x)                   # the share of sigma_hat^2 that is new
-        x_hat = alpha_hat / alpha * x + noise_scale * sigma_hat * fresh.sqrt() * z
-        return heun(D, x_hat, t_hat, s, cond=cond)
-
-    step.__name__ = "heun_churn"
-    return step
 
 
 # ---------------------------------------------------------------------------------------------- Dormand-Prince 5(4)
@@ -112,8 +86,8 @@ def _dormand_prince(f: Callable, x: Tensor, times: list[float], rtol: float, ato
             x_s = x + h * _combine(weights, slopes)
             slopes.append(f((1 - c) * t + c * s, x_s))                                    # exactly s for c = 1
         scale = atol + rtol * torch.maximum(x.abs(), x_s.abs())
-        ratios = (h * _combine(ERROR, slopes) / scale).flatten(1).square().mean(1).sqrt()  # (B,)
-        error = need_finite(ratios, t, s).max().item()
+        ratios = (h * _combine(ERROR, slopes) / scale).flatten(1).square().mean(1).sqrt()
+        error = max(need_finite(ratios, t, s).tolist(), default=0.0)                       # an empty batch makes none
         if error <= 1:
             while asked and (theta := (asked[0] - t) / h) <= 1:
                 asked.popleft()
@@ -126,13 +100,11 @@ def _dormand_prince(f: Callable, x: Tensor, times: list[float], rtol: float, ato
 
 
 def _check(D: Denoiser, x: Tensor, name: str, t_end: float, rtol: float, atol: float) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point state, got {x.dtype}")
+    need_state(x, name)
     finest = 10 * torch.finfo(x.dtype).eps
     if not finest <= rtol < math.inf:
         raise ValueError(f"rtol: expected a number, at least {finest:.2g} for a state in {x.dtype}, got {rtol!r}")
-    if not 0 < atol < math.inf:
-        raise ValueError(f"atol: expected a positive number, got {atol!r}")
+    need_positive(atol, "atol")
     if not D.schedule.sigma(t_end) > 0:
         raise ValueError(f"ts: the slope of the ODE is 0/0 without noise, got a grid down to t = {t_end:g}; stop at t_min")
 
@@ -174,7 +146,7 @@ def _quadratic_forms(v: Callable[[Tensor], Tensor], x: Tensor, directions: Tenso
 
 def exact_divergence(v: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """v(x) (B, ...) and tr(dv/dx) (B,), as the sum of e' (dv/dx) e over all unit vectors: d backward passes."""
-    d = x[0].numel()
+    d = x.shape[1:].numel()
     units = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
     slope, forms = _quadratic_forms(v, x, units.expand(d, *x.shape))
     return slope, forms.sum(0)
@@ -185,8 +157,7 @@ def hutchinson(probes: int = 1, generator: torch.Generator | None = None) -> Div
 
     The generator is asked once, here; every call then uses the same signs, for a solver needs one slope for one state.
     """
-    if not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes: expected a whole number, at least 1, got {probes!r}")
+    need_whole(probes, "probes")
     seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu").item()
 
     def divergence(v: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,9 +190,7 @@ def log_likelihood(D: Denoiser, x0: Tensor, divergence: Divergence = exact_diver
     state = next(_dormand_prince(joint, start, [t_min, t_max], rtol, atol))
     x, integral = state[:, :-1].reshape(x0.shape), state[:, -1]
     log_prior = (prior or _normal_log_density(D.schedule.sigma(t_max).item()))(x)
-    if log_prior.shape != integral.shape:
-        raise ValueError(f"prior: expected one log density a row, {tuple(integral.shape)}, got {tuple(log_prior.shape)}")
-    return log_prior + integral
+    return need_shape(log_prior, integral.shape, "prior", "one log density a row, ") + integral
 
 
 def _normal_log_density(sigma: float) -> Callable[[Tensor], Tensor]:
@@ -233,7 +202,7 @@ def dequantise(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     A density of discrete data is infinite; of these it is finite, and bounds theirs (Theis et al. 2016, section 3.1).
     """
-    if not bool((x.abs() <= 1).all()):
+    if not bool((need_state(x).abs() <= 1).all()):
         raise ValueError(f"x: expected images in [-1, 1], got values from {x.min():g} to {x.max():g}")
     grey = ((x + 1) * 127.5).round()                                         # 0, ..., 255
     return (grey + torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)) / 128 - 1

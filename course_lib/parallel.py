@@ -30,9 +30,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .denoiser import Denoiser, levels, per_row
+from .arguments import need_state, need_whole, need_within, widened
+from .denoiser import Denoiser, for_rows, levels, per_row
 from .sampling import Counted, Step, check_grid, need_finite, noises
-from .schedules import Schedule
+from .schedules import Schedule, as_time
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ class Workers:
     def __call__(self, step: Step, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
         """W steps of B samples: x (W, B, ...), t, s (W,), z (W, B, ...), or (W, k, B, ...) for k draws -> (W, B, ...)."""
         W, B = x.shape[:2]
-        mine = self._share(W * B).to(x.device)
+        mine = self._share(W * B).to(x.device)                                   # row w B + b is step w of sample b
         axis = int(z is not None and z.ndim > x.ndim)                            # a step wants k draws in front of its rows
         z = None if z is None else z.movedim(0, axis).flatten(axis, axis + 1).index_select(axis, mine)
         cond = None if self.cond is None else torch.cat([self.cond] * W)[mine]
         before = self.D.nfe
-        y = step(self.D, x.flatten(0, 1)[mine], *(v.to(x.device).repeat_interleave(B)[mine] for v in (t, s)), z, cond)
+        D = for_rows(self.D, mine % B, x[0])
+        y = step(D, x.flatten(0, 1)[mine], *(v.to(x.device).repeat_interleave(B)[mine] for v in (t, s)), z, cond)
         self.evaluations += W * (self.D.nfe - before)
         return self._gathered(y, W * B).reshape(x.shape)
 
@@ -113,15 +115,19 @@ def together(collective, *args, group: dist.ProcessGroup, **kwargs) -> None:
                            "one died, or was silent for longer than the group's timeout. Start all of them again") from error
 
 
-def _start(D, x, ts, step, noise, generator, tolerance, group) -> tuple[Tensor, Tensor | None]:
-    """The arguments checked; the start and all noise (n, ...) for it, the same on every rank."""
+def _need_batch(x: Tensor, ts: Tensor, cond: Tensor | None) -> None:
+    """ValueError for a bad grid, for no samples, or if the conditions are not one for each of them."""
     check_grid(ts)
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected a floating-point state, got {x.dtype}")
-    if x.ndim < 2 or len(x) == 0:
+    if len(need_state(x)) == 0:
         raise ValueError(f"x: expected at least one sample, shape (B, ...), got {tuple(x.shape)}")
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance: expected a number in units of a step's noise, at least 0, got {tolerance!r}")
+    if cond is not None and cond.shape[:1] != x.shape[:1]:
+        raise ValueError(f"cond: expected a condition for each of {len(x)} samples, got shape {tuple(cond.shape)}")
+
+
+def _start(D, x, ts, step, noise, generator, tolerance, group, cond) -> tuple[Tensor, Tensor | None]:
+    """The arguments checked; the start and all noise (n, ...) for it, the same on every rank."""
+    _need_batch(x, ts, cond)
+    need_within(tolerance, "tolerance", 0, math.inf, "a number in units of a step's noise, at least 0")
     if group is not None and dist.get_rank(group) < 0:
         raise ValueError("group: this process is not a member of the process group it was given")
     k, z = getattr(step, "draws", 0), None
@@ -149,13 +155,12 @@ def picard(D: Denoiser, x: Tensor, ts: Tensor, step: Step, noise: Tensor | None 
     secant, as measured. `group` shares the rows of every sweep out over its ranks, which all get the same result.
     Raises ValueError for a bad argument, FloatingPointError for NaN, RuntimeError where a rank is missing.
     """
-    x, z = _start(D, x, ts, step, noise, generator, tolerance, group)
+    x, z = _start(D, x, ts, step, noise, generator, tolerance, group, cond)
     n = len(ts) - 1
-    if window is not None and (not isinstance(window, int) or window < 1):
-        raise ValueError(f"window: expected a whole number of steps, at least 1, or None for all, got {window!r}")
+    window = n if window is None else min(need_whole(window, "window", what="None for all or a whole number of steps"), n)
     slopes = torch.ones(n) if std is None else gaussian_slopes(step, D.schedule, ts, std)
     slopes = slopes.to(x)[:, None].repeat(1, len(x))                                                     # (n, B)
-    return _picard(Workers(D, cond, group), x, ts, step, z, min(window or n, n), tolerance, slopes, secant,
+    return _picard(Workers(D, cond, group), x, ts, step, z, window, tolerance, slopes, secant,
                    step_noise(D.schedule, ts).to(x))
 
 
@@ -191,8 +196,7 @@ class Known:
 
 def gaussian_slopes(step: Step, schedule: Schedule, ts: Tensor, std: float) -> Tensor:
     """The factor (n,) by which each step of the grid multiplies a change of x on data N(0, std^2 I); the step is asked."""
-    if not 0 <= std < math.inf:
-        raise ValueError(f"std: expected the data's standard deviation, at least 0, or None, got {std!r}")
+    need_within(std, "std", 0, math.inf, "the data's standard deviation, at least 0, or None")
 
     def x0_hat(x: Tensor, t) -> Tensor:
         alpha, sigma = levels(D, x, t)
@@ -225,14 +229,14 @@ def _downwards(x: Tensor, slopes: Tensor) -> Tensor:
 
 def _secants(slopes: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     """Slopes (m, B) by least squares from how inputs and outputs (m, B, ...) of the steps changed; kept where nothing did."""
-    dx, dy = dx.flatten(2), dy.flatten(2)
+    dx, dy = widened(dx.flatten(2)), widened(dy.flatten(2))
     moved = (dx * dx).sum(2)
     return torch.where(moved > 0, (dx * dy).sum(2) / moved, slopes)
 
 
 def _sizes(change: Tensor, unit: Tensor) -> Tensor:
     """Root mean square of change (m, B, ...) in units (m,), of the worst sample: (m,)."""
-    return change.flatten(2).square().mean(2).sqrt().amax(1) / unit
+    return widened(change).flatten(2).square().mean(2).sqrt().amax(1) / unit
 
 
 def _leading(good: Tensor) -> int:
@@ -254,7 +258,7 @@ def parareal(D: Denoiser, x: Tensor, ts: Tensor, step: Step, coarse: Step | None
     so that node k is exact after k sweeps. `coarse` (None: the step itself) takes the block's noise summed up as `over_blocks`
     does. Nodes settle as states do in `picard`, whose other arguments and errors these are.
     """
-    x, z = _start(D, x, ts, step, noise, generator, tolerance, group)
+    x, z = _start(D, x, ts, step, noise, generator, tolerance, group, cond)
     n, coarse = len(ts) - 1, coarse or step
     blocks = round(n**0.5) if blocks is None else blocks
     if not isinstance(blocks, int) or not 1 <= blocks <= n:
@@ -334,13 +338,40 @@ def reflection_coupling(draft: Tensor, mean_draft: Tensor, mean: Tensor, std: Te
     with probability 2 Phi(-|Delta| / (2 std)), Delta = mean_draft - mean; else the draft's noise is mirrored along Delta
     (Bou-Rabee, Eberle & Zimmer 2020, section 2.3).
     """
-    std = per_row(std, draft)
+    std = per_row(std, widened(draft))
     unit = std.clamp(min=1e-12)                                                   # without noise, equal means are accepted
     z, delta = (draft - mean_draft) / unit, (mean_draft - mean) / unit
     inner, square = ((delta * v).flatten(1).sum(1) for v in (z, delta))
     accepted = torch.log1p(-u) <= -inner - square / 2                             # 1 - u <= N(z + delta) / N(z)
     mirrored = z - per_row(2 * inner / square.clamp(min=1e-12), z) * delta
-    return torch.where(accepted.reshape(std.shape), draft, mean + std * mirrored), accepted
+    return torch.where(accepted.reshape(std.shape), draft, (mean + std * mirrored).to(draft)), accepted
+
+
+def noise_scales(step: Step, schedule: Schedule, ts: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """c (n,) for the steps of a grid, if each is a mean + c z for states of this shape, where all that is random is z (one
+    noise) and the mean follows from x and from one x0_hat, asked of D at x and t. ValueError for any other step.
+
+    The step is asked itself, on random numbers in place of x, z and a network's x0_hat.
+    """
+    t, s = ts[:-1], ts[1:]
+    random = torch.randn(5, len(t), *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(ts.device)
+
+    def moved(x: Tensor, x0_hat: Tensor, z: Tensor) -> Tensor:
+        asked = []
+        y = step(Known(schedule, lambda *at: asked.append(at) or x0_hat), x, t, s, z)
+        if len(asked) != 1 or not (torch.equal(asked[0][0], x) and torch.equal(as_time(asked[0][1]).to(t), t)):
+            raise ValueError("step: expected one evaluation, at the step's own x and t, "
+                             f"got {len(asked)}{', elsewhere' if len(asked) == 1 else ''}")
+        return y
+
+    none = torch.zeros_like(random[0])
+    scales = (moved(*random[:2], none + 1) - moved(*random[:2], none)).flatten(1)[:, 0]
+    x, x0_hat, z = random[2:]
+    mean, noisy = moved(x, x0_hat, none), moved(x, x0_hat, z)
+    apart = (noisy - mean - per_row(scales, z) * z).abs().flatten(1).amax(1)
+    if not bool((apart <= 1e-8 * noisy.abs().flatten(1).amax(1)).all()):
+        raise ValueError(f"step: expected a mean and a multiple of the noise, got one that is {apart.max():.2g} from that")
+    return scales
 
 
 @dataclass(frozen=True)
@@ -361,15 +392,15 @@ def speculative(D: Denoiser, x: Tensor, ts: Tensor, step: Step, ahead: int = 8,
 
     A round drafts `ahead` steps with the last x0_hat held still, evaluates the network on all of them as one batch, and keeps
     the drafts up to the first that `reflection_coupling` refuses and replaces. Samples go down the grid each at its own pace.
-    x (B, ...) at ts[0], ts (n + 1,), step: one noise, one evaluation, linear in x, x0_hat and noise. ValueError for others.
+    x (B, ...) at ts[0], ts (n + 1,), step: one noise, one evaluation, as `noise_scales` asks. ValueError for others.
     """
-    check_grid(ts)
+    _need_batch(x, ts, cond)
     if getattr(step, "draws", 0) != 1:
         raise ValueError(f"step: expected one that draws a single noise, got one that draws {getattr(step, 'draws', 0)}")
-    if not isinstance(ahead, int) or ahead < 1:
-        raise ValueError(f"ahead: expected a whole number of steps, at least 1, got {ahead!r}")
+    need_whole(ahead, "ahead", what="a whole number of steps")
+    scales = noise_scales(step, D.schedule, ts, x.shape[1:]).to(x)
     D, n, ts, x = Counted(D), len(ts) - 1, ts.to(x.device), x.clone()
-    at, known = torch.zeros(len(x), dtype=torch.long, device=x.device), D(x, ts[0], cond)       # how far each sample has come
+    at, known = torch.zeros(len(x), dtype=torch.long, device=x.device), D(x, ts[0], cond).clone()      # how far each has come
     evaluations, verdicts, odds = len(x) * D.nfe, [], []
 
     def moved(x0_hat: Tensor, y: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
@@ -385,19 +416,19 @@ def speculative(D: Denoiser, x: Tensor, ts: Tensor, step: Step, ahead: int = 8,
             z = torch.randn(still.shape, generator=generator, dtype=x.dtype, device=x.device)
             y.append(moved(still, y[k], t[k], s[k], z))
         tops, drafts, t, s, before = torch.cat(y[:-1]), torch.cat(y[1:]), t.flatten(), s.flatten(), D.nfe
-        x0_hat = D(tops, t, None if cond is None else torch.cat([cond[on]] * ahead))
+        x0_hat = for_rows(D, on.repeat(ahead), x)(tops, t, None if cond is None else torch.cat([cond[on]] * ahead))
         evaluations += len(tops) * (D.nfe - before)
 
         zero = torch.zeros_like(tops)
         mean_draft, mean = moved(torch.cat([still] * ahead), tops, t, s, zero), moved(x0_hat, tops, t, s, zero)
-        std = moved(zero, zero, t, s, zero + 1).flatten(1)[:, 0]
+        std = scales[ks.clamp(max=n - 1)].flatten()
         u = torch.rand(len(tops), generator=generator, dtype=x.dtype, device=x.device)
         new, accepted = reflection_coupling(drafts, mean_draft, mean, std, u)
         refused = accepted.reshape(ahead, -1).long().cumprod(0).sum(0)            # the first of each that is
         end = torch.minimum(refused.clamp(max=ahead - 1), n - 1 - at[on])         # the last step that counts
         judged = (ks <= at[on] + end).flatten()
         verdicts.append(accepted[judged])
-        gap = (mean_draft - mean).flatten(1).norm(dim=1)[judged] / std[judged].clamp(min=1e-12)
+        gap = widened(mean_draft - mean).flatten(1).norm(dim=1)[judged] / widened(std[judged]).clamp(min=1e-12)
         odds.append(torch.special.erfc(gap / 8**0.5))                             # 2 Phi(-gap/2)
 
         x[on] = need_finite(new[end * len(on) + rows], t.max(), s.min())
@@ -423,6 +454,8 @@ class CostModel:
     def fit(cls, rows: Tensor, seconds: Tensor, **exchange: float) -> "CostModel":
         """From measured seconds of batches of so many rows: least squares of *relative* errors, nothing negative."""
         rows, seconds = rows.double(), seconds.double()
+        if rows.ndim != 1 or rows.shape != seconds.shape or len(rows) < 2 or not bool(((rows > 0) & (seconds > 0)).all()):
+            raise ValueError(f"rows, seconds: expected two or more positive numbers of each, got {rows} and {seconds}")
         A = torch.stack([1 / seconds, rows / seconds], 1)
         both = torch.linalg.lstsq(A, torch.ones_like(seconds)[:, None]).solution[:, 0]
         alone = A.sum(0) / A.square().sum(0)                                      # the best line with only one of the parts
@@ -436,7 +469,7 @@ class CostModel:
 
     def parallel(self, rounds: int, evaluations: int, batch: int = 1, devices: int = 1) -> float:
         """Seconds of a parallel run, whose rows are shared evenly and exchanged once a round."""
-        rows = evaluations * batch
+        rows, devices = evaluations * batch, need_whole(devices, "devices")
         alone = rounds * self.latency + rows / devices * self.per_row
         return alone + (rounds * self.exchange + rows * self.exchange_per_row if devices > 1 else 0.0)
 

@@ -5,14 +5,16 @@ and costs one. Then the number of DDIM steps is halved, and halved again (Salima
 optional throughout: an unlabelled 2-D density is distilled by the same functions.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .arguments import mean_of, need_shape, need_within
 from .denoiser import Denoiser, Preconditioned, guided, per_row, told
 from .fast_samplers import ddim
-from .sampling import draws, need_noise
+from .sampling import check_grid, draws, need_noise
 from .schedules import Schedule, as_time
 from .training import LossFunction
 
@@ -22,6 +24,7 @@ def x0_between(schedule: Schedule, x: Tensor, t, z: Tensor, s) -> Tensor:
 
     DDIM is linear in x0_hat, so this is its inverse. At s = 0 it is z itself.
     """
+    need_shape(z, x.shape, "z")
     alpha_t, sigma_t, alpha_s, sigma_s = (per_row(c, x) for c in (schedule.alpha(t), schedule.sigma(t),
                                                                   schedule.alpha(s), schedule.sigma(s)))
     return (z - sigma_s / sigma_t * x) / (alpha_s - sigma_s / sigma_t * alpha_t)
@@ -48,13 +51,15 @@ def guidance_loss(teacher: Preconditioned, largest: float) -> LossFunction:
 
     loss(student, x0 (B, ...), labels (B,), generator). Times and weighting are those of denoising with t uniform.
     """
+    need_within(largest, "largest", 0, math.inf)
+
     def loss(student: Preconditioned, x0: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
         schedule, u = teacher.schedule, torch.rand(2, len(x0), generator=generator, device=x0.device)
         t, w = schedule.t_min + u[0] * (schedule.t_max - schedule.t_min), largest * u[1]
         x = noisy(schedule, x0, t, generator)
         with torch.no_grad():
             composite = guided(teacher, w)(x, t, cond)
-        return (student.predict(x, t, cond, w[:, None]) - student.target(composite, x, t)).square().mean()
+        return mean_of((student.predict(x, t, cond, w[:, None]) - student.target(composite, x, t)).square())
 
     return loss
 
@@ -67,7 +72,7 @@ def halving_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None,
     to be drawn. The error of x0_hat has the weight max(snr, 1) of the paper's section 4, in any parameterisation.
     ValueError if ts has an odd number of steps, which cannot be halved.
     """
-    if len(ts) < 3 or len(ts) % 2 == 0:
+    if len(check_grid(ts)) % 2 == 0:
         raise ValueError(f"ts: expected an even number of steps, at least 2, got {len(ts) - 1}")
 
     def loss(student: Denoiser, x0: Tensor, *rest) -> Tensor:
@@ -79,7 +84,7 @@ def halving_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None,
         taught, learnt = (D if w is None else told(D, w) for D in (teacher, student))
         goal = target(taught, x, grid[i], grid[i + 1], grid[i + 2], cond)
         weight = teacher.schedule.log_snr(grid[i]).exp().clamp(min=1)
-        return (per_row(weight, x) * (learnt(x, grid[i], cond) - goal).square()).mean()
+        return mean_of(per_row(weight, x) * (learnt(x, grid[i], cond) - goal).square())
 
     return loss
 
@@ -97,9 +102,9 @@ def overshoot(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tenso
     Lands at u = 2 s - t, with a student of half as many steps, and adds what the forward process adds between u and s
     (Meng et al. 2023, section 3.3). No noise is added where s = 0.
     """
-    z, schedule = need_noise(z, "overshoot"), D.schedule
+    z, schedule = need_noise(z, x, "overshoot"), D.schedule
     u = (2 * as_time(s) - t).clamp(min=0)
     x = ddim(D, x, t, u, cond=cond)
-    ratio = per_row(schedule.alpha(s) / schedule.alpha(u), x)
-    sigma_u, sigma_s = per_row(schedule.sigma(u), x), per_row(schedule.sigma(s), x)
-    return ratio * x + (sigma_s**2 - (ratio * sigma_u) ** 2).sqrt() * z
+    ratio = schedule.alpha(s) / schedule.alpha(u)
+    fresh = (schedule.sigma(s) ** 2 - (ratio * schedule.sigma(u)) ** 2).clamp(min=0).sqrt()   # in the precision of times
+    return per_row(ratio, x) * x + per_row(fresh, x) * z

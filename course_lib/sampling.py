@@ -5,7 +5,6 @@ noise tensors it consumes with the decorator @draws(k); the driver hands them in
 for a one-step method, and nothing but the driver draws noise.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from itertools import pairwise, repeat
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .arguments import described, need_shape, need_state
+from .denoiser import Denoiser, for_rows
 
 Step = Callable[..., Tensor]
 
@@ -29,18 +29,17 @@ def draws(k: int) -> Callable[[Step], Step]:
     return mark
 
 
-def need_noise(z: Tensor | None, step_name: str) -> Tensor:
-    """z, or a ValueError that says why a stochastic step cannot go on without it."""
+def need_noise(z: Tensor | None, x: Tensor, step_name: str, k: int = 1) -> Tensor:
+    """z in the dtype of x; or a ValueError that says why a stochastic step cannot go on without k draws shaped like x."""
     if z is None:
         raise ValueError(f"z: {step_name} is a stochastic step and takes its noise as an argument, got None")
-    return z
+    return need_shape(z, x.shape if k == 1 else (k, *x.shape), "z", f"the noise of {step_name}, ").to(x)
 
 
 def check_grid(ts: Tensor) -> Tensor:
     """ts, if it is a decreasing time grid (n+1,) within [0, 1] of at least one step; otherwise a ValueError."""
     if not isinstance(ts, Tensor) or ts.ndim != 1 or len(ts) < 2 or not ts.is_floating_point():
-        got = f"{tuple(ts.shape)} {ts.dtype}" if isinstance(ts, Tensor) else repr(ts)
-        raise ValueError(f"ts: expected a float tensor of at least two times, got {got}")
+        raise ValueError(f"ts: expected a float tensor of at least two times, got {described(ts)}")
     if not bool((ts[1:] < ts[:-1]).all()):
         raise ValueError(f"ts: times must fall from noise to data without repeats, got {_brief(ts)}")
     if not (ts[0] <= 1 and ts[-1] >= 0):
@@ -63,11 +62,11 @@ def sample(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Gene
     """Walk x (B, ...), given at time ts[0], down the grid ts (n+1,): yields the n states at ts[1], ..., ts[n].
 
     noise (n, ...) holds the draws of every step beforehand; otherwise they come from the generator, one step at a time.
-    The last state sits at ts[-1]. Raises ValueError for a grid that does not decrease or noise of the wrong shape.
+    The last state sits at ts[-1]; an empty batch stays empty. Raises ValueError for a grid that does not decrease, a state
+    that is none or noise of the wrong shape, FloatingPointError where a state is not finite.
     """
     k = getattr(step, "draws", 0)
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected a floating-point state, got {x.dtype}")
+    need_state(x)
     check_grid(ts)
     shape = tuple(x.shape) if k <= 1 else (k, *x.shape)
     zs = noises(len(ts) - 1, shape, x, generator, noise) if k else repeat(None)
@@ -79,9 +78,7 @@ def noises(n: int, shape: tuple[int, ...], x: Tensor, generator: torch.Generator
     """Standard normal noise for n steps, each drawn in its turn, of x's dtype and device; or what `noise` (n, *shape) holds."""
     if noise is None:
         return (torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device) for _ in range(n))
-    if tuple(noise.shape) != (n, *shape):
-        raise ValueError(f"noise: expected shape {(n, *shape)}, got {tuple(noise.shape)}")
-    return iter(noise)
+    return iter(need_shape(noise, (n, *shape), "noise").to(x))
 
 
 def _walk(D, x, ts, step, zs, cond):
@@ -92,23 +89,26 @@ def _walk(D, x, ts, step, zs, cond):
 
 def need_finite(x: Tensor, t, s) -> Tensor:
     """x, or a FloatingPointError that names the step from t to s after which it holds NaN or infinity."""
-    if not math.isfinite(x.sum().item()):                   # one number tells: NaN and infinity survive every sum
+    if not x.isfinite().all().item():                       # no sum: that of finite numbers in half precision overflows
         raise FloatingPointError(f"x: NaN or infinity after the step from t = {float(t):.6g} to s = {float(s):.6g}")
     return x
 
 
 class Counted:
-    """A denoiser that counts: .nfe network evaluations a sample, .depth how many of them had to wait for another."""
+    """A denoiser that counts, or has a `book` that does: .nfe evaluations a sample, .depth how many had to wait for another."""
 
-    def __init__(self, D: Denoiser):
-        self.D, self.schedule = D, D.schedule
+    def __init__(self, D: Denoiser, book: "Counted | None" = None):
+        self.D, self.schedule, self.cost = D, D.schedule, getattr(D, "cost", 1)
         self.is_posterior_mean = getattr(D, "is_posterior_mean", True)
-        self.nfe = self.depth = 0
+        self.book, self.nfe, self.depth = book or self, 0, 0
 
     def __call__(self, x: Tensor, t, cond: Tensor | None = None, *numbers: Tensor) -> Tensor:
-        self.nfe += getattr(self.D, "cost", 1)
-        self.depth += 1
+        self.book.nfe += self.cost
+        self.book.depth += 1
         return self.D(x, t, cond, *numbers)
+
+    def for_rows(self, rows: Tensor, x: Tensor) -> "Counted":
+        return Counted(for_rows(self.D, rows, x), self.book)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 x_t = alpha(t) x_0 + sigma(t) eps, with data at t = 0 and noise at t = 1. The forward SDE with these marginals is linear,
 
-    dx = f(t) x dt + g(t) dw,    f = d log(alpha)/dt,    g^2 = d(sigma^2)/dt - 2 f sigma^2     (Song et al. 2021, eq. 28-29)
+    dx = f(t) x dt + g(t) dw,    f = d log(alpha)/dt,    g^2 = d(sigma^2)/dt - 2 f sigma^2
 
-so a schedule is two functions and their derivatives. Times may be numbers or tensors of any shape; results have that shape.
-Python numbers are taken as float64.
+(Kingma et al. 2021; Lu et al. 2022, section 2.1), so a schedule is two functions and their derivatives. Times may be numbers
+or tensors of any shape; results have that shape. Python numbers are taken as float64.
 """
 
 import math
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .arguments import need_positive, need_whole
 
 LOG_SNR_RANGE = 10.0  # grids run over log-SNR in [-10, 10]: sigma/alpha between e^5 and e^-5
 
@@ -67,6 +69,10 @@ class LinearVP(Schedule):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
+    def __post_init__(self):
+        need_positive(self.beta_min, "beta_min")
+        need_positive(self.beta_max, "beta_max")
+
     def beta(self, t) -> Tensor:
         """The rate at which the forward SDE forgets; beta(t) = -d log(alpha^2)/dt."""
         return self.beta_min + as_time(t) * (self.beta_max - self.beta_min)
@@ -91,7 +97,7 @@ class LinearVP(Schedule):
     def time_of_integral(self, B: Tensor) -> Tensor:
         """The time at which B(t) takes the given value: the positive root of a quadratic, in its stable form."""
         slope = self.beta_max - self.beta_min
-        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * slope * B).sqrt())
+        return torch.where(B.isinf(), B, 2 * B / (self.beta_min + (self.beta_min**2 + 2 * slope * B).sqrt()))
 
     def time_of_log_snr(self, log_snr) -> Tensor:
         return self.time_of_integral(torch.nn.functional.softplus(-as_time(log_snr)))
@@ -108,8 +114,8 @@ class SubVP(LinearVP):
         return self.beta(t) * -torch.expm1(-2 * self.integral(t))
 
     def time_of_log_snr(self, log_snr) -> Tensor:
-        k = (-as_time(log_snr) / 2).exp()  # (1 - alpha^2)/alpha = k is a quadratic in alpha
-        return self.time_of_integral(-2 * (2 / (k + (k**2 + 4).sqrt())).log())
+        k = (-as_time(log_snr) / 2).exp()  # (1 - alpha^2)/alpha = -2 sinh(log alpha) = k
+        return self.time_of_integral(2 * (k / 2).asinh())
 
 
 def _before_one(t) -> Tensor:
@@ -122,19 +128,23 @@ def _before_one(t) -> Tensor:
 
 @dataclass(frozen=True)
 class CosineVP(Schedule):
-    """Variance preserving along a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2) (Nichol & Dhariwal 2021)."""
+    """Variance preserving along a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2).
+
+    Nichol & Dhariwal 2021, without the offset that gives their smallest time some noise.
+    """
 
     def alpha(self, t) -> Tensor:
-        return (as_time(t) * (math.pi / 2)).cos()
+        return ((1 - as_time(t)) * (math.pi / 2)).sin()  # a cosine, and 0 at t = 1 in every precision
 
     def sigma(self, t) -> Tensor:
         return (as_time(t) * (math.pi / 2)).sin()
 
     def drift(self, t) -> Tensor:
-        return -(math.pi / 2) * (_before_one(t) * (math.pi / 2)).tan()
+        return self.diffusion2(t) / -2
 
     def diffusion2(self, t) -> Tensor:
-        return math.pi * (_before_one(t) * (math.pi / 2)).tan()
+        t = _before_one(t)
+        return math.pi * self.sigma(t) / self.alpha(t)  # pi tan(pi t/2)
 
     def time_of_log_snr(self, log_snr) -> Tensor:
         return (-as_time(log_snr) / 2).exp().atan() * (2 / math.pi)
@@ -150,6 +160,10 @@ class VE(Schedule):
 
     sigma_max: float = 50.0
     sigma_min: float = 0.01
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"sigma_max: expected more than sigma_min > 0, got {self.sigma_max!r} and {self.sigma_min!r}")
 
     @property
     def rate(self) -> float:
@@ -196,9 +210,7 @@ class Flow(Schedule):
 # ---------------------------------------------------------------------------------------------- time grids
 def _fractions(n: int) -> Tensor:
     """0, 1/n, ..., 1: how far along the way from noise to data each of the n + 1 times of a grid lies."""
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n: a time grid needs a whole number of steps, at least 1, got {n!r}")
-    return torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    return torch.linspace(0, 1, need_whole(n, "n", what="a whole number of steps") + 1, dtype=torch.float64)
 
 
 def _pinned(ts: Tensor, schedule: Schedule) -> Tensor:
@@ -229,6 +241,8 @@ def log_snr_to_zero(n: int, schedule: Schedule, end: float = 5.0) -> Tensor:
     The last step lands on x0_hat. A network that is unsure of the faintest noise is not asked about it again and again.
     """
     start, shares = schedule.log_snr(schedule.t_max), _fractions(n)[:-1] * n / max(n - 1, 1)                    # 0, ..., 1
+    if not start < end < math.inf:
+        raise ValueError(f"end: expected a finite log-SNR above that of the start, {start:g}, got {end!r}")
     ts = torch.cat([schedule.time_of_log_snr(start + shares * (end - start)), torch.zeros(1, dtype=torch.float64)])
     ts[0] = schedule.t_max
     return ts
@@ -236,14 +250,14 @@ def log_snr_to_zero(n: int, schedule: Schedule, end: float = 5.0) -> Tensor:
 
 def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho): (n+1,) decreasing times (Karras et al. 2022, eq. 5)."""
+    need_positive(rho, "rho")
     start, end = ((-schedule.log_snr(t) / (2 * rho)).exp() for t in (schedule.t_max, schedule.t_min))
     return _pinned(schedule.time_of_log_snr(-2 * rho * (start + _fractions(n) * (end - start)).log()), schedule)
 
 
 def angle(t, schedule: Schedule, std: float = 0.5) -> Tensor:
     """theta with sigma/alpha = std tan(theta), between 0 at the data and pi/2 at pure noise."""
-    if not std > 0:
-        raise ValueError(f"std: expected the data's positive standard deviation, got {std!r}")
+    need_positive(std, "std", "the data's positive standard deviation")
     return ((-schedule.log_snr(t) / 2).exp() / std).atan()
 
 

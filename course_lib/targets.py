@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from .arguments import need_labels, need_shape, need_state, need_whole, widened
 from .denoiser import per_row
-from .schedules import Schedule
+from .schedules import Schedule, as_time
 
 
 class GaussianMixture:
@@ -19,15 +20,15 @@ class GaussianMixture:
 
     def __init__(self, means, stds, weights=None):
         means = torch.as_tensor(means, dtype=torch.float64)
-        if means.ndim != 2:
-            raise ValueError(f"means: expected shape (K, d), got {tuple(means.shape)}")
+        if means.ndim != 2 or 0 in means.shape or not bool(means.isfinite().all()):
+            raise ValueError(f"means: expected shape (K, d), got {tuple(means.shape)}, or what is not finite")
         K = len(means)
         stds = torch.as_tensor(stds, dtype=torch.float64)
         weights = torch.full((K,), 1 / K, dtype=torch.float64) if weights is None else torch.as_tensor(
             weights, dtype=torch.float64)
-        if stds.shape not in ((), (K,)) or not bool((stds > 0).all()):
+        if stds.shape not in ((), (K,)) or not bool(((stds > 0) & stds.isfinite()).all()):
             raise ValueError(f"stds: expected one or {K} positive standard deviations, got {stds.tolist()}")
-        if weights.shape != (K,) or bool((weights < 0).any()) or abs(weights.sum().item() - 1) > 1e-6:
+        if weights.shape != (K,) or not bool((weights >= 0).all()) or not abs(weights.sum().item() - 1) <= 1e-6:
             raise ValueError(f"weights: expected {K} non-negative numbers that sum to 1, got {weights.tolist()}")
         self.means, self.stds, self.weights = means, stds.expand(K), weights
 
@@ -36,19 +37,24 @@ class GaussianMixture:
         return self.means.shape[1]
 
     def sample(self, n: int, generator: torch.Generator | None = None, labels: Tensor | None = None) -> Tensor:
-        """n exact samples (n, d), float64; from given components if labels (n,) are passed."""
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator) if labels is None else labels
+        """n exact samples (n, d), float64; from given components if labels (n,) in 0..K-1 are passed."""
+        if labels is None:
+            k = torch.multinomial(self.weights, max(need_whole(n, "n", 0), 1), replacement=True, generator=generator)[:n]
+        else:
+            k = need_labels(labels, (n,), len(self.weights), "labels", least=0)
         z = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         return self.means[k] + self.stds[k, None] * z
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log density (B,) at x (B, d)."""
         self._check(x)
-        means, stds, weights = (p.to(x) for p in (self.means, self.stds, self.weights))
-        return torch.logsumexp(_log_joint(x, means, stds**2, weights), dim=1)
+        wide = widened(x)
+        means, stds, weights = (p.to(wide) for p in (self.means, self.stds, self.weights))
+        return torch.logsumexp(_log_joint(wide, means, stds**2, weights), dim=1).to(x)
 
     def marginal(self, schedule: Schedule, t: float) -> "GaussianMixture":
         """The distribution of x_t: again a mixture, with means alpha m and variances alpha^2 s^2 + sigma^2."""
+        t = need_shape(as_time(t), (), "t", "one time, ")
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         return GaussianMixture(alpha * self.means, (alpha**2 * self.stds**2 + sigma**2).sqrt(), self.weights)
 
@@ -57,8 +63,7 @@ class GaussianMixture:
         return MixtureDenoiser(self, schedule)
 
     def _check(self, x: Tensor) -> None:
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x: expected shape (B, {self.dim}), got {tuple(x.shape)}")
+        need_shape(need_state(x), (len(x), self.dim), "x")
 
 
 def _log_joint(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor) -> Tensor:
@@ -79,30 +84,23 @@ class MixtureDenoiser:
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
         """x (B, d), t () or (B,) -> x0_hat (B, d) = sum_k r_k [m_k + gain_k (x - alpha m_k)]."""
         self.mixture._check(x)
-        m, s2, w = (p.to(x) for p in (self.mixture.means, self.mixture.stds**2, self.mixture.weights))
-        alpha = per_row(self.schedule.alpha(t), x)                                            # () or (B, 1)
-        sigma = per_row(self.schedule.sigma(t), x)
+        wide = widened(x)
+        m, s2, w = (p.to(wide) for p in (self.mixture.means, self.mixture.stds**2, self.mixture.weights))
+        alpha = per_row(self.schedule.alpha(t), wide)                                         # () or (B, 1)
+        sigma = per_row(self.schedule.sigma(t), wide)
         v = alpha**2 * s2 + sigma**2                                                          # (K,) or (B, K)
-        log_r = _log_joint(x, alpha[..., None] * m, v, w)
+        r = _log_joint(wide, alpha[..., None] * m, v, w).softmax(dim=1)                       # (B, K)
         if cond is not None:
-            self._check_labels(cond, len(x))
-            others = torch.arange(len(m), device=x.device) != cond[:, None]
-            log_r = log_r.masked_fill(others & (cond[:, None] >= 0), -torch.inf)
-        r = log_r.softmax(dim=1)                                                              # (B, K)
+            cond = need_labels(cond, (len(x),), len(m))[:, None]
+            r = torch.where(cond < 0, r, (torch.arange(len(m), device=x.device) == cond).to(r))
         gain = alpha * s2 / v
-        return (r * (1 - alpha * gain)) @ m + (r * gain).sum(1, keepdim=True) * x
-
-    def _check_labels(self, cond: Tensor, rows: int) -> None:
-        K = len(self.mixture.means)
-        if cond.shape != (rows,) or cond.is_floating_point() or bool(((cond < -1) | (cond >= K)).any()):
-            raise ValueError(f"cond: expected {rows} whole labels in -1..{K - 1}, "
-                             f"got shape {tuple(cond.shape)}, {cond.tolist()[:8]}")
+        return ((r * (1 - alpha * gain)) @ m + (r * gain).sum(1, keepdim=True) * wide).to(x)
 
 
 # ---------------------------------------------------------------------------------------------- 2-D shapes
 def ring(k: int = 8, radius: float = 1.5, std: float = 0.15) -> GaussianMixture:
     """k equal Gaussians on a circle."""
-    angle = 2 * math.pi * torch.arange(k, dtype=torch.float64) / k
+    angle = 2 * math.pi * torch.arange(need_whole(k, "k"), dtype=torch.float64) / k
     return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
 
@@ -110,10 +108,3 @@ def two_islands(separation: float = 4.0, std: float = 0.5, weight: float = 0.8) 
     """Two Gaussians of unequal weight, far apart: what Langevin dynamics cannot mix."""
     half = separation / 2
     return GaussianMixture([[-half, 0.0], [half, 0.0]], std, [weight, 1 - weight])
-
-
-def spiral(k: int = 60, turns: float = 2.0, std: float = 0.07) -> GaussianMixture:
-    """A spiral of k Gaussians, weighted so that the density along it is even."""
-    u = ((torch.arange(k, dtype=torch.float64) + 0.5) / k).sqrt()
-    angle = 2 * math.pi * turns * u
-    return GaussianMixture(1.8 * u[:, None] * torch.stack([angle.cos(), angle.sin()], 1), std)

@@ -13,6 +13,7 @@ import torch.nn.functional as nf
 from torch import Tensor, nn
 
 from . import data
+from .arguments import mean_of, need_labels, need_shape, need_whole, need_within
 from .autoencoders import Autoencoder
 from .networks import Attention
 
@@ -115,8 +116,10 @@ def tokens(sentences: list[str]) -> Tensor:
 
 
 def sentence(numbers: Tensor) -> str:
-    """The words of one row of tokens (16,), up to the first place without one."""
-    return " ".join(vocabulary().words[number] for number in ended(numbers) if number != NONE)
+    """The words of one row of tokens (n,), up to the first place without one."""
+    words = vocabulary().words
+    numbers = need_labels(numbers, numbers.shape[:1], len(words), "numbers")
+    return " ".join(words[number] for number in ended(numbers) if number != NONE)
 
 
 def ended(numbers: Tensor) -> Tensor:
@@ -126,7 +129,8 @@ def ended(numbers: Tensor) -> Tensor:
 
 def rounded(embeddings: Tensor, vectors: Tensor) -> Tensor:
     """Numbers (...) of the vectors (V, d) nearest to these embeddings (..., d): the plainest way back to words."""
-    return torch.cdist(embeddings.flatten(0, -2), vectors).argmin(1).view(embeddings.shape[:-1])
+    need_shape(embeddings, (*embeddings.shape[:-1], vectors.shape[1]), "embeddings")
+    return torch.cdist(embeddings.reshape(-1, vectors.shape[1]), vectors).argmin(1).view(embeddings.shape[:-1])
 
 
 class Block(nn.Module):
@@ -172,11 +176,7 @@ class SentenceAutoencoder(Autoencoder):
 
     def latent(self, numbers: Tensor) -> Tensor:
         """Raw latents of tokens (B, 16). What follows a place without a word makes no difference."""
-        V = len(self.vectors)
-        if numbers.ndim != 2 or numbers.shape[1] != PLACES or numbers.is_floating_point():
-            raise ValueError(f"numbers: expected tokens (B, {PLACES}) int64, got {tuple(numbers.shape)} {numbers.dtype}")
-        if bool(((numbers < NONE) | (numbers >= V)).any()):
-            raise ValueError(f"numbers: expected words in -1..{V - 1}, got {numbers.min()}..{numbers.max()}")
+        numbers = need_labels(numbers, (*numbers.shape[:1], PLACES), len(self.vectors), "numbers")
         z = self.encoder(self.table()[ended(numbers)])                                            # (B, 16, channels)
         return nf.layer_norm(z, z.shape[2:]).transpose(1, 2).unflatten(2, (SIDE, SIDE))
 
@@ -210,7 +210,8 @@ def sentence_loss(noise: float = 1.0, replaced: float = 0.5) -> Callable[..., Te
         numbers = torch.where(other & (numbers >= 0), any_word, numbers)
         z = model.encode(numbers)
         z = z + noise * level[..., None, None] * torch.randn(z.shape, generator=generator, device=device)
-        return nf.cross_entropy(model.decode(z).flatten(0, 1), numbers.flatten().remainder(V + 1))     # -1 is the last, V
+        words = numbers.flatten().remainder(V + 1)                                              # -1 is the last, V
+        return mean_of(nf.cross_entropy(model.decode(z).flatten(0, 1), words, reduction="none"), "numbers")
 
     return loss
 
@@ -218,7 +219,9 @@ def sentence_loss(noise: float = 1.0, replaced: float = 0.5) -> Callable[..., Te
 # ---------------------------------------------------------------------------------------------- how good sentences are
 def accuracy(guesses: Tensor, numbers: Tensor) -> tuple[float, float]:
     """Share of the words of tokens (N, 16) that the guesses have at the same place, and share of sentences all right."""
-    same = guesses == numbers
+    same = need_shape(guesses, numbers.shape, "guesses") == numbers
+    if not bool((numbers >= 0).any()):
+        raise ValueError(f"numbers: expected tokens with at least one word, got {tuple(numbers.shape)} without")
     return same[numbers >= 0].float().mean().item(), same.all(1).float().mean().item()
 
 
@@ -249,7 +252,8 @@ class NGrams:
     """
 
     def __init__(self, sentences: list[str], size: int, order: int = 3, discount: float = 0.75):
-        self.size, self.order, self.discount = size + 1, order, discount
+        self.size, self.order = need_whole(size, "size", 0) + 1, need_whole(order, "order")
+        self.discount = need_within(discount, "discount", 0, 1)
         self.counts = Counter(gram[start:] for s in sentences for gram in self.grams(s) for start in range(order))
         self.kinds = Counter(gram[:-1] for gram in self.counts)
         self.totals = Counter()

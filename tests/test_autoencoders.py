@@ -290,3 +290,34 @@ def test_a_few_steps_on_emoji_improve_the_pictures(build, loss, emoji):
         return psnr(tuned(loss, build(**SMALL), emoji, steps=steps, batch=8, lr=4e-3, ema=0.9), emoji)
 
     assert all(later > before + 1 for before, later in pairwise([quality(1), quality(15), quality(45)]))
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(("loss", "build", "shape", "message"), [
+    (kl_loss(1.0), lambda: LinearAutoencoder(4, 2, 0.1), (0, 4), "x0: expected at least one row, got none"),
+    (kl_loss(1.0), lambda: KLAutoencoder(**SMALL), (0, 3, 8, 8), r"x: expected \(B, 3, H, W\).*, got \(0, 3, 8, 8\)"),
+    (vq_loss(), lambda: VQAutoencoder(8, **SMALL), (0, 3, 8, 8), r"x: expected .* got \(0, 3, 8, 8\)"),
+], ids=["linear", "KL", "VQ"])
+def test_an_empty_batch_has_no_loss(loss, build, shape, message, generator):
+    with pytest.raises(ValueError, match=message):
+        loss(build(), torch.zeros(shape), generator)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((torch.ones(3, 4), 2, 0.1), r"covariance: expected a symmetric matrix of finite numbers, got \(3, 4\)"),
+    ((torch.ones(4, 4).triu(), 2, 0.1), "covariance: expected a symmetric"),
+    ((torch.full((4, 4), math.nan), 2, 0.1), "covariance: expected a symmetric"),
+    ((torch.eye(4), 5, 0.1), "latent: expected a finite number from 1 to 4, got 5"),
+    ((torch.eye(4), 0, 0.1), "latent: expected a whole number, at least 1, got 0"),
+    ((torch.eye(4), 2, 0.1, 0.0), r"beta \* sigma2: expected a positive number, got 0.0"),
+], ids=["not square", "not symmetric", "not finite", "too many", "none", "no noise"])
+def test_what_has_no_closed_form_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ppca(*arguments)
+
+
+def test_the_surprise_of_a_picture_in_half_precision_is_finite():
+    """A sum over 3 x 64 x 64 pixels, each up to 400/2 nats, is beyond 65504."""
+    model = LinearAutoencoder(3 * 64 * 64, 2, 0.01).half()
+    nats = model.surprise(torch.ones(1, 3 * 64 * 64, dtype=torch.float16), torch.zeros(1, 2, dtype=torch.float16))
+    assert nats.item() == pytest.approx(3 * 64 * 64 / 2 * (100 + math.log(2 * math.pi * 0.01)), rel=1e-3)

@@ -370,3 +370,48 @@ def test_mean_flow_learns_a_map_of_one_step():
     end = final(trained, x, torch.tensor([1.0, 0.0]), flow_map_step).x
     near = ((end[:, None] - target.means.float()).norm(dim=2).min(1).values < 3 * 0.2).float().mean()
     assert near > 0.6, near                                      # one step of flow matching puts hardly any there
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+def trainee():
+    return Trainee(Student(MLP(2, 8, 1), CosineVP(), EDM()))
+
+
+DOWN = torch.tensor([0.9, 0.5, 0.0])
+LOSSES = {
+    "training": lambda x0, g: training_loss(closing())(trainee(), x0, g),
+    "distillation": lambda x0, g: distillation_loss(GAUSSIAN.denoiser(CosineVP()), neighbours(DOWN))(trainee(), x0, g),
+    "path": lambda x0, g: path_loss(GAUSSIAN.denoiser(CosineVP()), DOWN)(trainee().f, x0, g),
+    "continuous": lambda x0, g: continuous_loss()(trainee(), x0, g),
+    "mean flow": lambda x0, g: mean_flow_loss()(FlowMap(MLP(2, 8, 1, numbers=1), Flow(), FlowVelocity()), x0, g),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_empty_batch_has_no_loss(name, generator):
+    with pytest.raises(ValueError, match="x0: expected at least one row, got none"):
+        LOSSES[name](torch.zeros(0, 2), generator)
+
+
+@pytest.mark.parametrize("name", ["training", "distillation", "continuous"])
+def test_without_a_generator_the_global_one_draws(name):
+    assert LOSSES[name](torch.zeros(3, 2), None).isfinite()
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: neighbours(DOWN[:1]), "ts: expected a float tensor of at least two times"),
+    (lambda: neighbours(DOWN.flip(0)), "ts: times must fall"),
+    (lambda: path_loss(GAUSSIAN.denoiser(CosineVP()), DOWN.flip(0)), "ts: times must fall"),
+    (lambda: closing(q=1.0), "q - 1: expected a positive number, got 0.0"),
+    (lambda: closing(every=0), "every: expected a whole number, at least 1, got 0"),
+    (lambda: pseudo_huber(torch.zeros(3, 2), 0.0), "c: expected a positive number, got 0.0"),
+    (lambda: Trainee(trainee().f, 2.0), "decay: expected a finite number from 0 to 1, got 2.0"),
+    (lambda: mean_flow_loss(moving=2.0), "moving: expected a finite number from 0 to 1, got 2.0"),
+], ids=str)
+def test_what_teaches_no_consistency_is_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_the_distance_of_half_precision_does_not_overflow():
+    assert pseudo_huber(torch.full((1, 4), 300.0, dtype=torch.float16), 1.0).item() == pytest.approx(299, rel=1e-3)

@@ -128,7 +128,7 @@ def test_a_coefficient_per_row_multiplies_its_own_row(shape):
 
 @pytest.mark.parametrize("shape", [(2,), (4,), (1,), (3, 1), (1, 3)])
 def test_a_coefficient_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"t: expected one time or one per row, shape \(\) or \(3,\), got"):
+    with pytest.raises(ValueError, match=r"t: expected one number or one per row, shape \(\) or \(3,\), got"):
         per_row(torch.ones(shape), torch.ones(3, 8))
     with pytest.raises(ValueError, match="t: "):
         levels(OneStep(), torch.ones(3, 8), torch.full(shape, 0.5))
@@ -295,3 +295,33 @@ def test_a_number_held_fixed_reaches_the_network_for_one_evaluation(number):
     heard = counted(points(), 0.5)
     torch.testing.assert_close(heard, torch.as_tensor(number).expand(7).double()[:, None].expand(7, 2))
     assert (counted.nfe, counted.depth) == (1, 1) and counted.schedule == CosineVP()
+
+
+def test_a_weight_of_another_length_is_named():
+    D, x, cond = MIXTURE.denoiser(CosineVP()), torch.zeros(3, 2), torch.tensor([0, 1, 2])
+    for weight in (torch.ones(2), torch.ones(3, 1)):
+        with pytest.raises(ValueError, match=r"weight: expected one number or one per row, shape \(\) or \(3,\), got"):
+            guided(D, weight)(x, 0.5, cond)
+    network = Preconditioned(Fixed(x), CosineVP(), V())
+    with pytest.raises(ValueError, match=r"number: expected one number or one per row, shape \(\) or \(3,\), got \(2,\)"):
+        told(network, torch.ones(2))(x, 0.5)
+
+
+def test_an_interval_of_guidance_runs_upwards():
+    with pytest.raises(ValueError, match="interval: expected a start from 0 to its end, 0.2, got 0.8"):
+        guided(MIXTURE.denoiser(CosineVP()), 1.0, (0.8, 0.2))
+
+
+@pytest.mark.parametrize("cond", [torch.tensor([0, 1]), torch.tensor(1), torch.ones(3)], ids=["too few", "one", "not whole"])
+def test_guidance_needs_whole_numbers_for_its_rows(cond):
+    with pytest.raises(ValueError, match="cond: guidance needs a condition for every row, got .* expected whole .* for 3 rows"):
+        guided(MIXTURE.denoiser(CosineVP()), 1.0)(torch.zeros(3, 2), 0.5, cond)
+
+
+def test_guidance_of_guidance_keeps_each_rows_weights():
+    """Both weights a row: D_w1 + w2 (D_w1 - D_u), and of no label D_w1 is D_u."""
+    D, x, cond = MIXTURE.denoiser(CosineVP()), points(3), torch.tensor([0, 1, 2])
+    one, two = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64), torch.tensor([1.0, 0.0, 0.3], dtype=torch.float64)
+    c, u = D(x, 0.5, cond), D(x, 0.5)
+    inner = c + one[:, None] * (c - u)
+    torch.testing.assert_close(guided(guided(D, one), two)(x, 0.5, cond), inner + two[:, None] * (inner - u))

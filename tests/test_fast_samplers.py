@@ -407,5 +407,42 @@ def test_optimising_leaves_a_networks_gradients_alone():
 
 @pytest.mark.parametrize("n", [1, 0, 2.5])
 def test_a_grid_with_nothing_to_choose_is_refused(n):
-    with pytest.raises(ValueError, match=rf"n: expected at least 2 whole steps, .* got {n}"):
+    with pytest.raises(ValueError, match=rf"n: expected a whole number of steps .*, at least 2, got {n}"):
         optimise_grid(GAUSSIAN.denoiser(CosineVP()), torch.zeros(2, 1), n, dpm_solver_pp)
+
+
+@every_sampler
+def test_an_empty_batch_stays_empty_and_whole_numbers_are_no_state(name):
+    D, ts = MIXTURE.denoiser(CosineVP()), uniform(4, CosineVP())
+    assert last(SAMPLERS[name], D, torch.zeros(0, 2), ts).x.shape == (0, 2)
+    with pytest.raises(ValueError, match=r"x: expected floating-point states \(B, ...\), got \(3, 2\) torch.int64"):
+        SAMPLERS[name](D, torch.zeros(3, 2, dtype=torch.long), ts)
+
+
+def test_no_starts_make_no_grid():
+    with pytest.raises(ValueError, match="x: expected at least one row, got none"):
+        optimise_grid(MIXTURE.denoiser(CosineVP()), torch.zeros(0, 2, dtype=torch.float64), 3, dpm_solver_pp, fine=10)
+
+
+@pytest.mark.parametrize(("eta", "lost"), [(0.0, 0.095), (0.5, 0.114), (1.0, 0.176)])
+def test_few_steps_lose_variance_and_the_more_the_larger_eta(eta, lost):
+    """50 equal steps in log-SNR on N(0, 0.37), by the library and on paper, in x/alpha with r = sigma/alpha, where x0_hat is
+    v/(v + r^2) x. Both say what the docstring of `ddim_eta` says; ten times the steps lose a tenth of it."""
+    schedule, v = CosineVP(), 0.37
+    D = GaussianMixture([[0.0]], v**0.5).denoiser(schedule)
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    def shortfall(n):
+        ts = log_snr_uniform(n, schedule)
+        found = paper = v + math.exp(-schedule.log_snr(ts[0]).item())
+        for t, s in pairwise(ts):
+            a, b = ddim_eta(eta)(D, one, t, s, 0 * one).item(), ddim_eta(eta)(D, 0 * one, t, s, one).item()
+            found = (a**2 * found * schedule.alpha(t) ** 2 + b**2).item() / schedule.alpha(s).item() ** 2
+            r, r_s = (math.exp(-schedule.log_snr(u).item() / 2) for u in (t, s))
+            fresh = 1 - (r_s / r) ** 2
+            paper = ((v + r * r_s * math.sqrt(1 - eta**2 * fresh)) / (v + r**2)) ** 2 * paper + eta**2 * fresh * r_s**2
+        assert found == pytest.approx(paper, rel=1e-9)
+        return 1 - found / (v + r_s**2)
+
+    assert shortfall(50) == pytest.approx(lost, abs=5e-4)
+    assert shortfall(500) == pytest.approx(lost / 10, rel=0.15)

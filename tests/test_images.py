@@ -35,8 +35,10 @@ def test_a_seed_gives_the_same_images_again_whatever_the_window(model):
 
 
 @pytest.mark.parametrize(("option", "value", "message"), [
-    ("--steps", "0", "error: n: a time grid needs a whole number of steps, at least 1, got 0"),
-    ("--images", "0", "error: x: expected at least one sample"), ("--window", "-3", "error: window: expected a whole number"),
+    ("--images", "0", "error: --images: expected a whole number, at least 1, got 0"),
+    ("--images", "-3", "error: --images: expected a whole number, at least 1, got -3"),
+    ("--steps", "0", "error: n: expected a whole number of steps, at least 1, got 0"),
+    ("--window", "-3", "error: window: expected None for all or a whole number of steps, at least 1, got -3"),
 ])
 def test_what_is_wrong_is_one_line(model, option, value, message):
     with pytest.raises(SystemExit, match=message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import linalg, optimize
 
-from course_lib.metrics import features, frechet, kernel_distance, relative_l2, sliced_wasserstein
+from course_lib.metrics import features, fold, frechet, kernel_distance, relative_l2, sliced_wasserstein
 
 TWO_SAMPLE = [sliced_wasserstein, kernel_distance, frechet]
 every_distance = pytest.mark.parametrize("distance", TWO_SAMPLE, ids=lambda distance: distance.__name__)
@@ -158,5 +158,35 @@ def test_relative_l2():
     truth = torch.tensor([3.0, -4.0])
     assert relative_l2(truth, truth) == 0 and relative_l2(torch.zeros(2), truth) == 1
     assert relative_l2(torch.tensor([3.0, -3.5]), truth) == pytest.approx(0.1)
-    with pytest.raises(ValueError, match=r"estimate, truth: expected equal shapes, got \(2,\) and \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"estimate: expected the truth's shape \(2, 1\), got \(2,\)"):
         relative_l2(truth, truth[:, None])
+
+
+@every_distance
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_samples_that_are_not_finite_have_no_distance(distance, bad):
+    x = torch.zeros(9, 2)
+    with pytest.raises(ValueError, match="x, y: expected finite samples"):
+        distance(x, x.index_fill(0, torch.tensor([4]), bad))
+    with pytest.raises(ValueError, match=r"x, y: expected .* \(N, ...\), got \(9,\) torch.float32 and"):
+        distance(x[:, 0], x[:, 0])
+
+
+def test_relative_error_in_half_precision_and_of_whole_numbers():
+    """The norm of a thousand numbers about 100 is beyond half precision's squares."""
+    truth = torch.full((1000,), 300.0, dtype=torch.float16)
+    assert relative_l2(1.5 * truth, truth) == pytest.approx(0.5)
+    assert relative_l2(torch.tensor([3, 5]), torch.tensor([3, 4])) == pytest.approx(0.2)
+    for nothing in (torch.zeros(3), torch.zeros(0)):
+        with pytest.raises(ValueError, match="truth: expected something to compare with"):
+            relative_l2(nothing, nothing)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda x: sliced_wasserstein(x, x, directions=0), "directions: expected a whole number, at least 1, got 0"),
+    (lambda x: fold(x, 0), "k: expected a whole number, at least 1, got 0"),
+    (lambda x: fold(torch.cat([x, x], 1)), r"x: expected shape \(9, 2\), got \(9, 4\)"),
+])
+def test_what_makes_no_distance_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(9, 2))

@@ -109,11 +109,11 @@ def test_a_step_of_training_moves_a_network_off_zero(name, generator):
 # ---------------------------------------------------------------------------------------------- labels and sizes
 @every_network
 @pytest.mark.parametrize(("cond", "message"), [
-    (torch.tensor([0, 1, 2, 3]), r"cond: expected labels in -1..2, got \[0, 1, 2, 3\]"),
-    (torch.tensor([0, 1, -2, 0]), r"cond: expected labels in -1..2, got \[0, 1, -2, 0\]"),
-    (torch.zeros(B), r"cond: expected 4 whole-number labels, got \(4,\) torch.float32"),
-    (torch.tensor([0, 1]), r"cond: expected 4 whole-number labels, got \(2,\)"),
-    (torch.zeros(B, 1, dtype=torch.long), r"cond: expected 4 whole-number labels, got \(4, 1\)"),
+    (torch.tensor([0, 1, 2, 3]), r"cond: expected numbers in -1..2, got 0..3"),
+    (torch.tensor([0, 1, -2, 0]), r"cond: expected numbers in -1..2, got -2..1"),
+    (torch.zeros(B), r"cond: expected signed whole numbers of shape \(4,\), got \(4,\) torch.float32"),
+    (torch.tensor([0, 1]), r"cond: expected signed whole numbers of shape \(4,\), got \(2,\)"),
+    (torch.zeros(B, 1, dtype=torch.long), r"cond: expected signed whole numbers of shape \(4,\), got \(4, 1\)"),
 ], ids=["too large", "too small", "float", "too few", "a column"])
 def test_labels_that_are_none_are_refused(name, cond, message, generator):
     x, c_noise, _ = inputs(name, generator)
@@ -124,19 +124,19 @@ def test_labels_that_are_none_are_refused(name, cond, message, generator):
 def test_a_network_without_classes_knows_only_minus_1():
     network = MLP(dim=2, width=8, depth=1)
     network(torch.zeros(2, 2), torch.zeros(2), torch.tensor([-1, -1]))
-    with pytest.raises(ValueError, match=r"cond: expected labels in -1..-1, got \[0, -1\]"):
+    with pytest.raises(ValueError, match=r"cond: expected numbers in -1..-1, got -1..0"):
         network(torch.zeros(2, 2), torch.zeros(2), torch.tensor([0, -1]))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 10, 8), (1, 1, 8, 6), (1, 8, 8), (1, 1, 1, 8, 8)], ids=str)
 def test_the_unet_refuses_images_it_cannot_halve(shape):
-    with pytest.raises(ValueError, match=r"x: expected \(B, C, H, W\) with H and W divisible by 4, got"):
+    with pytest.raises(ValueError, match=r"x: expected \(B, 1, H, W\), sides divisible by 4, got"):
         UNet(widths=(8, 16), depth=1, heads=2)(torch.zeros(shape), torch.zeros(1))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 12), (1, 2, 8, 8), (1, 8, 8)], ids=str)
 def test_the_dit_refuses_images_of_another_size(shape):
-    with pytest.raises(ValueError, match=r"x: expected shape \(B, 1, 8, 8\), got"):
+    with pytest.raises(ValueError, match=r"x: expected shape \(1, 1, 8, 8\), got"):
         DiT(size=8, patch=4, width=16, depth=1)(torch.zeros(shape), torch.zeros(1))
 
 
@@ -270,9 +270,9 @@ def test_word_vectors_are_not_stored_with_the_weights(captioned):
 
 
 @pytest.mark.parametrize(("cond", "message"), [
-    (torch.zeros(4, 2, dtype=torch.long), r"word numbers \(4, 3\), got \(4, 2\)"),
-    (torch.zeros(4, 3), r"word numbers \(4, 3\), got \(4, 3\) torch.float32"),
-    (torch.full((4, 3), 10), r"words in -1..9, got 10..10"),
+    (torch.zeros(4, 2, dtype=torch.long), r"signed whole numbers of shape \(4, 3\), got \(4, 2\)"),
+    (torch.zeros(4, 3), r"signed whole numbers of shape \(4, 3\), got \(4, 3\) torch.float32"),
+    (torch.full((4, 3), 10), r"numbers in -1..9, got 10..10"),
 ], ids=["length", "kind", "range"])
 def test_captions_that_are_none_are_refused(captioned, cond, message, generator):
     with pytest.raises(ValueError, match=f"cond: expected {message}"):
@@ -311,7 +311,7 @@ def test_colour_features_are_those_of_the_original(colours):
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (1, 3, 32, 32), (3, 64, 64)])
 def test_colour_features_refuse_other_images(colours, shape):
-    with pytest.raises(ValueError, match=r"x: expected images \(B, 3, 64, 64\), got"):
+    with pytest.raises(ValueError, match=r"x: expected images, shape \(\d, 3, 64, 64\), got"):
         colours.features(torch.zeros(shape))
 
 
@@ -337,3 +337,27 @@ def test_an_upscaler_sees_the_small_image_and_asks_for_it():
     for wrong in (None, small[:1], small[:, :2], torch.tensor([1, 2])):
         with pytest.raises(ValueError, match="cond: expected small images"):
             network(x, c_noise, wrong)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: MLP(2, 8, 1)(torch.zeros(3, 3), torch.zeros(3)), r"x: expected shape \(3, 2\), got \(3, 3\)"),
+    (lambda: MLP(2, 8, 1)(torch.zeros(2), torch.zeros(2)), r"x: expected shape \(2, 2\), got \(2,\)"),
+    (lambda: MLP(2, 8, 1)(torch.zeros(3, 2), torch.zeros(2)), r"x: expected shape \(2, 2\), got \(3, 2\)"),
+    (lambda: UNet(1, (8, 16), 1)(torch.zeros(3, 2, 8, 8), torch.zeros(3)),
+     r"x: expected \(B, 1, H, W\), .* got \(3, 2, 8, 8\)"),
+    (lambda: UNet(1, (8, 16), 1)(torch.zeros(0, 1, 8, 8), torch.zeros(0)), r"x: expected .* got \(0, 1, 8, 8\)"),
+    (lambda: MLP(2, 8, 1, numbers=1)(torch.zeros(3, 2), torch.zeros(3), None, torch.zeros(1, 1)),
+     r"numbers: expected shape \(3, 1\), got \(1, 1\)"),
+    (lambda: DiT(width=10, heads=4), "heads: expected a divisor of the width 10, got 4"),
+    (lambda: Classifier()(torch.zeros(3, 1, 32, 32)), r"x: expected images, shape \(3, 1, 28, 28\), got \(3, 1, 32, 32\)"),
+    (lambda: Captions(torch.zeros(10, 6), 12, 16, heard=torch.ones(10)), r"heard: expected shape \(10, 1\), got \(10,\)"),
+], ids=str)
+def test_what_no_network_takes_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_labels_may_be_of_any_signed_dtype(dtype, generator):
+    network, (x, c_noise, cond) = stirred("MLP", generator), inputs("MLP", generator)
+    assert torch.equal(network(x, c_noise, cond.to(dtype)), network(x, c_noise, cond))

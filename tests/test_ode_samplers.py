@@ -23,7 +23,6 @@ from course_lib.ode_samplers import (
     euler,
     exact_divergence,
     heun,
-    heun_churn,
     hutchinson,
     log_likelihood,
     rk45,
@@ -109,7 +108,7 @@ def test_euler_is_one_slope_and_heun_the_mean_of_two():
 
 
 @every_schedule
-@pytest.mark.parametrize("step", [euler, heun, heun_churn(0.1)], ids=["euler", "heun", "churn"])
+@pytest.mark.parametrize("step", [euler, heun], ids=["euler", "heun"])
 def test_one_time_per_row_is_one_time_for_each(step, schedule):
     D = MIXTURE.denoiser(schedule)
     x, z = start(D, 3), start(D, 3, seed=4)
@@ -128,84 +127,10 @@ def test_heun_takes_the_euler_half_where_no_noise_is_left(schedule):
     torch.testing.assert_close(mixed[1:], heun(D.D, x[1:], 0.3, 0.1), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("step", "nfe"), [(euler, 5), (heun, 10), (heun_churn(0.1), 10)], ids=["euler", "heun", "churn"])
+@pytest.mark.parametrize(("step", "nfe"), [(euler, 5), (heun, 10)], ids=["euler", "heun"])
 def test_what_a_step_costs(step, nfe, generator):
     D = MIXTURE.denoiser(CosineVP())
     assert final(D, start(D), uniform(5, D.schedule), step, generator).nfe == nfe
-
-
-# ---------------------------------------------------------------------------------------------- churn
-@every_schedule
-@every_grid
-def test_churn_of_nothing_is_heun(grid, schedule, generator):
-    D = MIXTURE.denoiser(schedule)
-    x, ts = start(D), grid(20, schedule)
-    churned = final(D, x, ts, heun_churn(0), generator).x
-    torch.testing.assert_close(churned, final(D, x, ts, heun).x, rtol=1e-9, atol=1e-9)  # t_hat = t but for rounding
-
-
-@every_schedule
-@every_grid
-def test_churned_marginals_converge_to_second_order(grid, schedule):
-    """Exact variance at the end, step by step; fresh noise itself is no error, only Heun's step from t_hat is one."""
-
-    def error(n):
-        ts = grid(n, schedule)
-        variance = moments(schedule, ts[0])[1].item() ** 2
-        for a, _, b in zip(*(v.tolist() for v in affine(heun_churn(2 / n), GAUSSIAN.denoiser(schedule), ts))):
-            variance = a**2 * variance + b**2
-        return abs(variance - moments(schedule, ts[-1])[1].item() ** 2)
-
-    assert order(error, 1600) == pytest.approx(2, abs=0.05)
-
-
-@every_schedule
-def test_churned_samples_have_the_targets_mean_and_variance(schedule, generator):
-    D, n = GAUSSIAN.denoiser(schedule), 10_000
-    mean, std = (v.item() for v in moments(schedule, schedule.t_min))
-    x = GAUSSIAN.marginal(schedule, schedule.t_max).sample(n, generator)
-    x = final(D, x, karras(200, schedule), heun_churn(0.05), generator).x
-    assert abs(x.mean() - mean) < 4 * std / n**0.5                                          # 4 standard errors
-    assert abs(x.var() / std**2 - 1) < 4 * (2 / n) ** 0.5
-
-
-@every_schedule
-def test_churn_raises_the_noise_by_its_factor(schedule):
-    """A step back to the raised time itself is no Heun step at all: what is left is the fresh noise."""
-    D, t, gamma = GAUSSIAN.denoiser(schedule), schedule.time_of_log_snr(0.0), 0.3
-    t_hat = schedule.time_of_log_snr(schedule.log_snr(t) - 2 * math.log(1 + gamma))
-    (alpha, sigma), (alpha_hat, sigma_hat) = ((schedule.alpha(u), schedule.sigma(u)) for u in (t, t_hat))
-    assert float(sigma_hat / alpha_hat) == pytest.approx(float(sigma / alpha) * (1 + gamma))
-    for noise_scale in (1.0, 1.5):
-        a, c, b = affine(heun_churn(gamma, noise_scale), D, torch.stack([t, t_hat]))
-        assert float(a) == pytest.approx(float(alpha_hat / alpha), rel=1e-9) and float(c) == pytest.approx(0, abs=1e-9)
-        added = sigma_hat**2 - (alpha_hat / alpha * sigma) ** 2
-        assert float(b) ** 2 == pytest.approx(noise_scale**2 * float(added), rel=1e-9)
-
-
-@every_schedule
-def test_churn_stops_at_the_noisiest_time(schedule):
-    seen = []
-    D = Stub(lambda x, t, cond: (seen.append(float(t)), x)[1], schedule)
-    x = torch.ones(1, 1, dtype=torch.float64)
-    heun_churn(100.0)(D, x, schedule.t_max * 0.99, 0.5, x)
-    assert seen[0] == pytest.approx(schedule.t_max, abs=1e-12) and seen[0] <= 1
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((-0.1,), "gamma: expected the relative rise of the noise, at least 0, got -0.1"),
-    ((math.nan,), "gamma: .* got nan"),
-    ((0.1, 0.0), "noise_scale: expected a positive number, got 0.0"),
-], ids=str)
-def test_a_churn_that_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        heun_churn(*arguments)
-
-
-def test_churn_without_noise_says_so():
-    D = MIXTURE.denoiser(CosineVP())
-    with pytest.raises(ValueError, match="z: heun_churn is a stochastic step and takes its noise as an argument, got None"):
-        heun_churn(0.1)(D, start(D), 0.5, 0.4)
 
 
 # ---------------------------------------------------------------------------------------------- same marginals
@@ -467,7 +392,7 @@ def test_the_likelihood_of_images_is_that_of_the_flattened_images(generator):
 
 def test_a_prior_gives_one_number_a_row():
     D = MIXTURE.denoiser(CosineVP())
-    with pytest.raises(ValueError, match=r"prior: expected one log density a row, \(16,\), got \(16, 2\)"):
+    with pytest.raises(ValueError, match=r"prior: expected one log density a row, shape \(16,\), got \(16, 2\)"):
         log_likelihood(D, data(D.schedule), prior=lambda x: x)
 
 
@@ -535,7 +460,7 @@ def test_a_tolerance_finer_than_the_dtype_is_refused(solve):
 
 @every_solver
 def test_whole_numbers_are_no_state(solve):
-    with pytest.raises(ValueError, match="x0?: expected a floating-point state, got torch.int64"):
+    with pytest.raises(ValueError, match=r"x0?: expected floating-point states \(B, ...\), got \(.*\) torch.int64"):
         solve(MIXTURE.denoiser(CosineVP()), torch.ones(3, 2, dtype=torch.int64))
 
 
@@ -575,7 +500,7 @@ def test_a_network_that_breaks_down_is_reported_with_its_times(solve, bad):
         solve(D, torch.ones(2, 1, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("step", [euler, heun, heun_churn(0.1)], ids=["euler", "heun", "churn"])
+@pytest.mark.parametrize("step", [euler, heun], ids=["euler", "heun"])
 def test_a_step_that_breaks_down_is_reported_by_the_driver(step, generator):
     D = Stub(lambda x, t, cond: x * math.nan)
     with pytest.raises(FloatingPointError, match="after the step from t = 0.8 to s = 0.4"):
@@ -591,9 +516,9 @@ def test_a_tolerance_out_of_reach_is_reported_not_waited_for():
 
 # ---------------------------------------------------------------------------------------------- what comes through
 @pytest.mark.parametrize("use", [
-    *(lambda D, x, cond, step=step: step(D, x, 0.6, 0.5, torch.zeros_like(x), cond) for step in (euler, heun, heun_churn(0.1))),
+    *(lambda D, x, cond, step=step: step(D, x, 0.6, 0.5, torch.zeros_like(x), cond) for step in (euler, heun)),
     *(lambda D, x, cond, solve=solve: solve(D, x, cond=cond) for solve in SOLVERS.values()),
-], ids=["euler", "heun", "churn", *SOLVERS])
+], ids=["euler", "heun", *SOLVERS])
 def test_the_condition_reaches_every_evaluation(use):
     seen = []
     D = MIXTURE.denoiser(CosineVP())
@@ -631,7 +556,6 @@ def test_single_precision_stays_single_and_close(schedule, generator):
         single = final(D, low, ts, step).x
         assert single.dtype == torch.float32
         torch.testing.assert_close(single.double(), final(D, high, ts, step).x, rtol=1e-2, atol=1e-2)
-    assert final(D, low, ts, heun_churn(0.1), generator).x.dtype == torch.float32
     single = last(rk45, D, low, ts).x
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), last(rk45, D, high, ts).x, rtol=1e-2, atol=1e-2)
@@ -645,7 +569,7 @@ def test_single_precision_stays_single_and_close(schedule, generator):
 def test_everything_runs_on_a_gpu_too():
     D = MIXTURE.denoiser(CosineVP())
     ts, x = uniform(8, D.schedule), start(D)
-    for step in (euler, heun, heun_churn(0.1)):
+    for step in (euler, heun):
         z = torch.zeros(8, *x.shape, dtype=x.dtype)
         torch.testing.assert_close(final(D, x.cuda(), ts, step, noise=z.cuda()).x.cpu(), final(D, x, ts, step, noise=z).x)
         assert final(D, x.cuda(), ts.cuda(), step, noise=z.cuda()).x.is_cuda
@@ -653,3 +577,17 @@ def test_everything_runs_on_a_gpu_too():
     for divergence in (exact_divergence, hutchinson(1, torch.Generator().manual_seed(0))):
         on_gpu = log_likelihood(D, x.cuda(), divergence)
         torch.testing.assert_close(on_gpu.cpu(), log_likelihood(D, x, divergence))
+
+
+# ---------------------------------------------------------------------------------------------- empty batches, whole numbers
+def test_an_empty_batch_has_an_empty_solution():
+    D, none = MIXTURE.denoiser(CosineVP()), torch.zeros(0, 2, dtype=torch.float64)
+    assert [tuple(x.shape) for x in rk45(D, none, TS)] == [(0, 2)] * (len(TS) - 1)
+    assert encode(D, none, TS).shape == (0, 2)
+    for divergence in (exact_divergence, hutchinson(2)):
+        assert log_likelihood(D, none, divergence).shape == (0,)
+
+
+def test_what_is_no_image_is_not_dequantised():
+    with pytest.raises(ValueError, match="x: expected floating-point states"):
+        dequantise(torch.ones(3, 2, dtype=torch.uint8))

@@ -12,15 +12,18 @@ import torch
 from scipy.stats import kstest
 from torch.distributions import Normal
 
-from course_lib.denoiser import guided
+from course_lib.consistency import consistency_step
+from course_lib.denoiser import guided, levels, told
 from course_lib.fast_samplers import ddim, ddim_eta
 from course_lib.ode_samplers import euler, heun
 from course_lib.parallel import (
     CostModel,
+    Known,
     Workers,
     carry,
     converged,
     gaussian_slopes,
+    noise_scales,
     over_blocks,
     parareal,
     picard,
@@ -28,7 +31,8 @@ from course_lib.parallel import (
     speculative,
     step_noise,
 )
-from course_lib.sampling import prior, sample
+from course_lib.progressive import overshoot
+from course_lib.sampling import Counted, draws, final, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, karras, log_snr_to_zero, log_snr_uniform, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, predictor_corrector
 from course_lib.targets import GaussianMixture, ring
@@ -400,13 +404,13 @@ def test_a_cost_model_knows_its_limits():
 
 # ---------------------------------------------------------------------------------------------- arguments
 @pytest.mark.parametrize(("sampler", "arguments", "message"), [
-    (picard, {"window": 0}, "window: expected a whole number of steps, at least 1, or None for all, got 0"),
-    (picard, {"window": 2.5}, "window: expected a whole number"),
+    (picard, {"window": 0}, "window: expected None for all or a whole number of steps, at least 1, got 0"),
+    (picard, {"window": 2.5}, "window: expected .* a whole number"),
     (picard, {"tolerance": -1.0}, "tolerance: expected a number in units of a step's noise, at least 0, got -1.0"),
     (picard, {"tolerance": float("nan")}, "tolerance: .*got nan"),
     (picard, {"std": -0.1}, "std: expected the data's standard deviation, at least 0, or None, got -0.1"),
     (picard, {"x": torch.zeros(0, 2)}, r"x: expected at least one sample, shape \(B, ...\), got \(0, 2\)"),
-    (picard, {"x": torch.zeros(3, 2, dtype=torch.long)}, "x: expected a floating-point state"),
+    (picard, {"x": torch.zeros(3, 2, dtype=torch.long)}, "x: expected floating-point states"),
     (picard, {"ts": torch.tensor([0.1, 0.9])}, "ts: times must fall"),
     (picard, {"noise": torch.zeros(5, 3, 2)}, r"noise: expected shape \(6, 3, 2\), got \(5, 3, 2\)"),
     (parareal, {"blocks": 0}, "blocks: expected a whole number from 1 to the 6 steps of the grid, got 0"),
@@ -563,3 +567,184 @@ def test_a_rank_that_hangs_or_dies_is_an_error_that_says_so(root, tmp_path):
         seconds, message = line.split(" ", 1)
         assert message.startswith("group: rank 0 of 2 waited in vain for the others: one died, or was silent for longer than")
         assert float(seconds) < 10, "a silent rank after the timeout of 1 s, a dead one at once"
+
+
+# ---------------------------------------------------------------------------------------------- what belongs to a row
+class Hears:
+    """x0_hat is the number it was told for the row plus its label; counts the rows it was asked for."""
+
+    schedule, is_posterior_mean, rows = CosineVP(), True, 0
+
+    def __call__(self, x, t, cond, numbers):
+        self.rows += len(x)
+        return (numbers + cond[:, None]).to(x).expand_as(x)
+
+
+NUMBERS, ONE, TWO = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([0.0, 0.5, 2.0]), torch.tensor([1.0, 0.0, 0.3])
+LABELS = torch.tensor([0, 4, 1])
+ROWWISE = {  # a denoiser that holds a number for each of three rows, and the x0_hat that it then has for those labels
+    "told": (lambda D: told(D, NUMBERS), NUMBERS + LABELS),
+    "guided": (lambda D: guided(told(D, NUMBERS), ONE), NUMBERS + LABELS + ONE * (LABELS + 1)),
+    "guided twice": (lambda D: guided(guided(told(D, NUMBERS), ONE), TWO),
+                     NUMBERS + LABELS + ONE * (LABELS + 1) + TWO * (1 + ONE) * (LABELS + 1)),
+    "counted": (lambda D: guided(Counted(told(D, NUMBERS)), ONE), NUMBERS + LABELS + ONE * (LABELS + 1)),
+}
+
+
+@pytest.mark.parametrize("name", ROWWISE)
+def test_weights_and_numbers_go_with_their_rows_and_all_rows_are_counted(name):
+    build, x0_hat = ROWWISE[name]
+    ts = log_snr_to_zero(9, Hears.schedule)
+    ends = x0_hat.double()[:, None].expand(3, 2)                                  # a grid down to 0 ends on x0_hat
+    for sampler, ways in ((picard, {}), (picard, {"window": 4, "secant": True, "std": 0.5}), (parareal, {})):
+        hears = Hears()
+        D = build(hears)
+        sweep = converged(sampler(D, start(D), ts, ancestral, generator=seeded(), tolerance=0.0, cond=LABELS, **ways))
+        torch.testing.assert_close(sweep.trajectory[-1], ends)
+        assert 3 * sweep.evaluations == hears.rows
+        torch.testing.assert_close(sweep.trajectory, in_turn(D, start(D), ts, ancestral, generator=seeded(), cond=LABELS))
+    hears = Hears()
+    found = speculative(build(hears), start(hears), ts, ancestral, 4, seeded(), LABELS)
+    torch.testing.assert_close(found.x, ends)
+    assert 3 * found.evaluations == hears.rows
+
+
+@pytest.mark.parametrize("sampler", [picard, parareal, speculative])
+@pytest.mark.parametrize("cond", [torch.tensor([1, 2]), torch.tensor([1, 2, 3, 4, 5]), torch.tensor(1)], ids=["2", "5", "()"])
+def test_conditions_are_one_for_each_sample(sampler, cond):
+    """Too many would go unnoticed: repeated for every step, they would meet the wrong rows."""
+    D = ring().denoiser(CosineVP())
+    with pytest.raises(ValueError, match=r"cond: expected a condition for each of 3 samples, got shape"):
+        converged([sampler(D, start(D), uniform(6, D.schedule), ancestral, cond=cond)][0])
+
+
+def test_weights_are_one_for_each_sample():
+    D = guided(ring().denoiser(CosineVP()), torch.ones(5))
+    with pytest.raises(ValueError, match=r"weight: expected one number or one per row, shape \(\) or \(3,\), got \(5,\)"):
+        converged(picard(D, start(D), uniform(6, D.schedule), ddim, cond=torch.tensor([1, 2, 3])))
+
+
+# ---------------------------------------------------------------------------------------------- steps to speculate on
+ONE_NOISE = {"ancestral": ancestral, "euler_maruyama": euler_maruyama, "ddim_eta(0)": ddim_eta(0.0),
+             "ddim_eta(0.5)": ddim_eta(0.5), "ddim_eta(1)": ddim_eta(1.0), "consistency_step": consistency_step,
+             "overshoot": overshoot}
+
+
+@every_schedule
+@pytest.mark.parametrize("step", ONE_NOISE.values(), ids=ONE_NOISE)
+def test_the_noise_of_every_step_of_the_library_is_found(schedule, step):
+    """As the step's own slope in z, for a grid of images; the ancestral one's is its formula."""
+    ts = uniform(30, schedule)
+    found = noise_scales(step, schedule, ts, (1, 2, 2))
+    D, x = GaussianMixture([[0.3]], 0.5).denoiser(schedule), torch.ones(1, 1, dtype=torch.float64)
+    slopes = torch.cat([step(D, x, t, s, x) - step(D, x, t, s, 0 * x) for t, s in pairwise(ts)])
+    torch.testing.assert_close(found, slopes[:, 0], rtol=1e-6, atol=1e-9)
+    if step is ancestral:
+        fresh = -torch.expm1(schedule.log_snr(ts[:-1]) - schedule.log_snr(ts[1:]))
+        torch.testing.assert_close(found, schedule.sigma(ts[1:]) * fresh.sqrt(), rtol=1e-9, atol=1e-12)
+
+
+@draws(1)
+def churn(D, x, t, s, z=None, cond=None):
+    """EDM's step (Karras et al. 2022, algorithm 2): fresh noise first, then two evaluations from there."""
+    t_hat = D.schedule.time_of_log_snr(D.schedule.log_snr(t) - 0.2)
+    (alpha, _), (alpha_hat, sigma_hat) = levels(D, x, t), levels(D, x, t_hat)
+    return heun(D, alpha_hat / alpha * x + 0.43 * sigma_hat * z, t_hat, s, cond=cond)
+
+
+@draws(1)
+def churned_ddim(D, x, t, s, z=None, cond=None):
+    """The same with one evaluation, elsewhere than at x."""
+    return ddim(D, x + 0.1 * z, t, s, cond=cond)
+
+
+@draws(1)
+def noisy_heun(D, x, t, s, z=None, cond=None):
+    """Two evaluations: no draft knows the second."""
+    return heun(D, x, t, s, cond=cond) + 0.1 * z
+
+
+@draws(1)
+def late(D, x, t, s, z=None, cond=None):
+    """One evaluation, at x but not at t."""
+    return D(x, s, cond) + 0.1 * z
+
+
+@draws(1)
+def blind(D, x, t, s, z=None, cond=None):
+    """None at all."""
+    return 0.9 * x + 0.1 * z
+
+
+@draws(1)
+def multiplicative(D, x, t, s, z=None, cond=None):
+    """Noise as large as the state."""
+    return ddim(D, x, t, s, cond=cond) + 0.1 * x * z
+
+
+@draws(1)
+def clipped(D, x, t, s, z=None, cond=None):
+    """A Gaussian with its tails cut off."""
+    return ancestral(D, x, t, s, z, cond).clamp(-1, 1)
+
+
+@draws(1)
+def mixed(D, x, t, s, z=None, cond=None):
+    """Gaussian noise that is not alike in all directions."""
+    return ddim(D, x, t, s, cond=cond) + 0.1 * z + 0.1 * z.roll(1, -1)
+
+
+@draws(1)
+def dynamic(D, x, t, s, z=None, cond=None):
+    """Any mean will do: x0_hat clipped."""
+    return ancestral(Known(D.schedule, lambda x, t: D(x, t, cond).clamp(-1, 1)), x, t, s, z)
+
+
+OTHERS = {"churn": "got 2", "churned_ddim": "got 1, elsewhere", "noisy_heun": "got 2", "late": "got 1, elsewhere",
+          "blind": "got 0", "multiplicative": "a mean and a multiple of the noise", "clipped": "a mean and a multiple",
+          "mixed": "a mean and a multiple"}
+
+
+@pytest.mark.parametrize(("step", "message"), OTHERS.items(), ids=OTHERS)
+@pytest.mark.parametrize("schedule", [LinearVP(), VE()], ids=["LinearVP", "VE"])
+def test_a_step_that_is_not_gaussian_given_one_evaluation_is_refused(step, message, schedule):
+    D = Counted(ring().denoiser(schedule))
+    with pytest.raises(ValueError, match=f"step: expected .*{message}"):
+        speculative(D, start(D), uniform(6, schedule), globals()[step])
+    assert D.nfe == 0
+
+
+def test_a_mean_may_depend_on_its_evaluation_in_any_way():
+    D = GaussianMixture([[0.3, 0.3]], 0.2).denoiser(CosineVP())
+    found = speculative(D, start(D, 4000), log_snr_to_zero(12, D.schedule), dynamic, 5, seeded())
+    x = final(D, start(D, 4000), log_snr_to_zero(12, D.schedule), dynamic, seeded(4)).x
+    assert found.x.mean().item() == pytest.approx(x.mean().item(), abs=0.02)
+    assert found.x.std().item() == pytest.approx(x.std().item(), rel=0.05)
+
+
+# ---------------------------------------------------------------------------------------------- half precision, empty batches
+@pytest.mark.parametrize("sampler", [picard, parareal, speculative])
+def test_no_samples_are_refused(sampler):
+    D = ring().denoiser(CosineVP())
+    with pytest.raises(ValueError, match=r"x: expected at least one sample, shape \(B, ...\), got \(0, 2\)"):
+        sampler(D, start(D, 0), uniform(6, D.schedule), ancestral)
+
+
+def test_half_precision_holds_large_states():
+    """Squares and sums of numbers about 300 overflow in it; and 1e-12, which guards a division, is 0."""
+    D, x = GaussianMixture([[300.0] * 64], 0.5).denoiser(Flow()), torch.zeros(3, 64, dtype=torch.float16)
+    ts = log_snr_to_zero(6, D.schedule)
+    ends = [converged(picard(D, x, ts, ddim, tolerance=0.01, std=0.5, secant=True)).trajectory[-1],
+            converged(parareal(D, x, ts, ddim, tolerance=0.01)).trajectory[-1], speculative(D, x, ts, ancestral, 3, seeded()).x]
+    for end in ends:
+        assert end.dtype == torch.float16
+        torch.testing.assert_close(end, final(D, x, ts, ddim).x, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("rows", "seconds"), [([], []), ([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [0.0, 1.0]),
+                                               ([1.0, float("nan")], [1.0, 1.0])], ids=str)
+def test_a_line_is_fitted_to_measurements(rows, seconds):
+    with pytest.raises(ValueError, match="rows, seconds: expected two or more positive numbers of each, got"):
+        CostModel.fit(torch.tensor(rows), torch.tensor(seconds))
+    with pytest.raises(ValueError, match="devices: expected a whole number, at least 1, got 0"):
+        CostModel(1.0, 1.0).parallel(1, 1, devices=0)

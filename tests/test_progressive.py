@@ -262,3 +262,41 @@ def test_overshoot_ends_without_noise_and_asks_for_its_noise(generator):
     torch.testing.assert_close(overshoot(D, x, 0.25, 0.0, torch.ones_like(x)), D(x, 0.25), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="overshoot"):
         overshoot(D, x, 0.5, 0.25)
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+def network(numbers=0):
+    return Preconditioned(MLP(2, 8, 1, classes=3, numbers=numbers), CosineVP(), V())
+
+
+@pytest.mark.parametrize("loss", [
+    lambda x0, labels, g: guidance_loss(network(), 2.0)(network(1), x0, labels, g),
+    lambda x0, labels, g: halving_loss(network(), uniform(4, CosineVP()))(network(), x0, labels, g),
+], ids=["guidance", "halving"])
+def test_an_empty_batch_has_no_loss(loss, generator):
+    with pytest.raises(ValueError, match="x0: expected at least one row, got none"):
+        loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), generator)
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: halving_loss(network(), uniform(4, CosineVP()).flip(0)), "ts: times must fall"),
+    (lambda: halving_loss(network(), [0.9, 0.5, 0.1]), "ts: expected a float tensor"),
+    (lambda: guidance_loss(network(), -1.0), "largest: expected a finite number from 0 to inf, got -1.0"),
+    (lambda: guidance_loss(network(), float("nan")), "largest: .* got nan"),
+    (lambda: x0_between(CosineVP(), torch.zeros(3, 2), 0.5, torch.zeros(1, 2), 0.3),
+     r"z: expected shape \(3, 2\), got \(1, 2\)"),
+], ids=str)
+def test_what_cannot_be_distilled_is_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("schedule", [CosineVP(), VE()], ids=["CosineVP", "VE"])
+def test_the_noise_of_an_overshoot_in_half_precision_is_that_of_the_times(schedule):
+    """It is the difference of two variances, which in a thousand steps are alike to the last digit of half precision."""
+    D, x = MIXTURE.denoiser(schedule), torch.zeros(5, 2, dtype=torch.float64)
+    grid = uniform(1000, schedule)
+    for t, s in (grid[10:12], grid[300:302], grid[700:702]):
+        found, truth = (overshoot(D, x.to(dtype), t, s, 1 + x) - overshoot(D, x.to(dtype), t, s, x)
+                        for dtype in (torch.float16, torch.float64))
+        torch.testing.assert_close(found.double(), truth, rtol=0.01, atol=1e-3)

@@ -5,6 +5,7 @@ propagated exactly: no sampling error hides or excuses anything.
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from scipy import stats
 from course_lib.denoiser import eps, score
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import sliced_wasserstein
-from course_lib.sampling import final, prior
+from course_lib.ode_samplers import euler, heun
+from course_lib.sampling import final, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, karras, log_snr_uniform, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, langevin_correction, predictor_corrector
 from course_lib.targets import GaussianMixture, ring, two_islands
@@ -380,3 +382,61 @@ def test_modes_far_apart_get_their_weights(step, generator):
     x = final(D, prior(D, (n, 2), generator), log_snr_uniform(200, schedule), step, generator).x
     left = int((x[:, 0] < 0).sum())
     assert stats.binomtest(left, n, 0.8).pvalue > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- down to 0
+@every_schedule
+def test_there_is_nothing_to_correct_where_no_noise_is_left(schedule, generator):
+    D, ts = MIXTURE.denoiser(schedule), torch.cat([log_snr_uniform(5, schedule), torch.zeros(1, dtype=torch.float64)])
+    x, z = prior(D, (3, 2), generator, dtype=torch.float64), torch.randn(6, 2, 3, 2, generator=generator, dtype=torch.float64)
+    corrected = final(D, x, ts, predictor_corrector(), noise=z)
+    *_, before = sample(D, x, ts[:-1], predictor_corrector(), noise=z[:-1])
+    assert torch.equal(corrected.x, ancestral(D, before, ts[-2], 0.0, z[-1, 0]))
+    assert corrected.nfe == 11                                                           # five pairs, and a last prediction
+    mixed = langevin_correction(D, x, torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64), z[0, 0])
+    assert torch.equal(mixed[::2], x[::2])
+    torch.testing.assert_close(mixed[1:2], langevin_correction(D, x[1:2], 0.5, z[0, 0, 1:2]))
+
+
+@pytest.mark.parametrize("snr", [0.0, -0.1, math.nan])
+def test_a_correction_has_a_size(snr):
+    with pytest.raises(ValueError, match="snr: expected a positive number, got"):
+        predictor_corrector(snr=snr)
+
+
+@pytest.mark.parametrize("step", [ddim, ancestral, predictor_corrector()], ids=["ddim", "ancestral", "pc"])
+def test_a_grid_in_single_precision_may_start_from_pure_noise(step, generator):
+    """At t = 1 the cosine schedule's alpha is 0, not the -4e-8 of a float32 cosine, so the first step is that of float64."""
+    D, x = MIXTURE.denoiser(CosineVP()), torch.randn(3, 2, generator=generator)
+    found = [final(D, x, torch.tensor([1.0, 0.5, 0.2], dtype=dtype), step, torch.Generator().manual_seed(0)).x
+             for dtype in (torch.float32, torch.float64)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- paths
+def test_the_paths_of_euler_maruyama_have_order_1(generator):
+    """Strong order 1/2 is for noise that depends on the state. Here one Brownian path is followed with fewer steps."""
+    D, n = MIXTURE.denoiser(LinearVP()), 2**10
+    ts = torch.linspace(0.9, 0.2, n + 1, dtype=torch.float64)
+    start, *noise = torch.randn(n + 1, 200, 2, generator=generator, dtype=torch.float64)
+    noise = torch.stack(noise)
+
+    def ends(stride):
+        summed = noise.unflatten(0, (-1, stride)).sum(1) / stride**0.5
+        return final(D, start, ts[::stride], euler_maruyama, noise=summed).x
+
+    truth = ends(1)
+    errors = [(ends(stride) - truth).square().mean().sqrt().item() for stride in (64, 32, 16)]
+    for large, small in pairwise(errors):
+        assert 0.8 < math.log2(large / small) < 1.2
+
+
+@pytest.mark.parametrize("step", [euler, heun, euler_maruyama, ancestral, ddim], ids=lambda step: step.__name__)
+def test_the_noisiest_ve_fits_in_half_precision(step):
+    """Its g^2 at t = 1 is 120^2 2 log(12000) = 270,000, beyond 65504; states are about 120, and slopes about 1,100."""
+    D = GAUSSIAN.denoiser(VE(120.0))
+    x = prior(D, (40, 1), torch.Generator().manual_seed(1), dtype=torch.float64)
+    ts, z = torch.tensor([1.0, 0.8, 0.6], dtype=torch.float64), torch.zeros(2, 40, 1, dtype=torch.float64)
+    found, truth = (final(D, x.to(dtype), ts, step, noise=z).x for dtype in (torch.float16, torch.float64))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), truth, rtol=0.02, atol=0.2)

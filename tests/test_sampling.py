@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from course_lib.denoiser import guided
+from course_lib.denoiser import for_rows, guided, told
 from course_lib.fast_samplers import ddim
-from course_lib.sampling import Counted, check_grid, draws, final, need_noise, prior, sample
+from course_lib.sampling import Counted, check_grid, draws, final, need_finite, need_noise, prior, sample
 from course_lib.schedules import VE, CosineVP, LinearVP, SubVP, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, predictor_corrector
 from course_lib.targets import ring
@@ -123,14 +123,14 @@ def test_a_stochastic_step_asks_for_its_noise(step):
 
 
 def test_need_noise_names_the_step():
-    z = torch.ones(1)
-    assert need_noise(z, "mine") is z
+    x, z = torch.zeros(3, 2), torch.ones(3, 2)
+    assert need_noise(z, x, "mine") is z
     with pytest.raises(ValueError, match="z: mine is a stochastic step"):
-        need_noise(None, "mine")
+        need_noise(None, x, "mine")
 
 
 def test_a_state_of_whole_numbers_is_refused():
-    with pytest.raises(ValueError, match="x: expected a floating-point state, got torch.int64"):
+    with pytest.raises(ValueError, match=r"x: expected floating-point states \(B, ...\), got \(4, 2\) torch.int64"):
         sample(D, torch.zeros(4, 2, dtype=torch.long), TS, ddim)
 
 
@@ -189,3 +189,57 @@ def test_the_prior_is_the_noise_at_the_start(schedule, generator):
     assert x.shape == (n, 2) and x.dtype == torch.float64
     assert x.std().item() == pytest.approx(sigma, rel=5 / (4 * n) ** 0.5)
     assert x.mean().abs() < 5 * sigma / (2 * n) ** 0.5
+
+
+# ---------------------------------------------------------------------------------------------- half precision, empty batches
+def test_finite_numbers_pass_though_their_sum_would_overflow():
+    x = torch.full((1000, 2), 100.0, dtype=torch.float16)
+    assert need_finite(x, 1.0, 0.5) is x and math.isinf(x.sum().item())
+    still = lambda D, x, t, s, z=None, cond=None: x                                                           # noqa: E731
+    assert torch.equal(final(D, x, TS, still).x, x)
+
+
+@pytest.mark.parametrize("step", [ddim, *STOCHASTIC], ids=["ddim", "ancestral", "euler_maruyama", "pc", "em_pc2"])
+def test_an_empty_batch_stays_empty(step):
+    assert [tuple(x.shape) for x in sample(D, start(0), TS, step)] == [(0, 2)] * 6
+
+
+def test_noise_takes_the_dtype_of_the_state_and_never_broadcasts():
+    x, z = start(dtype=torch.float32), torch.randn(6, 4, 2, dtype=torch.float64)
+    found = final(D, x, TS, ancestral, noise=z).x
+    assert found.dtype == torch.float32 and torch.equal(found, final(D, x, TS, ancestral, noise=z.float()).x)
+    for short in (z[0, 0], z[0, :1]):
+        with pytest.raises(ValueError, match=r"z: expected the noise of ancestral, shape \(4, 2\), got"):
+            ancestral(D, x, 0.5, 0.4, short)
+    with pytest.raises(ValueError, match=r"z: .* shape \(2, 4, 2\), got \(4, 2\)"):
+        predictor_corrector()(D, x, 0.5, 0.4, z[0])
+    with pytest.raises(ValueError, match=r"z: .* shape \(2, 4, 2\), got \(4, 2\)"):                          # draws two itself
+        predictor_corrector(predictor_corrector())(D, x, 0.5, 0.4, z[:2])
+
+
+# ---------------------------------------------------------------------------------------------- rows asked of the network
+class Hears:
+    """x0_hat is what it was told for the row plus its label; counts the rows it was asked for."""
+
+    schedule, is_posterior_mean, rows = CosineVP(), True, 0
+
+    def __call__(self, x, t, cond, numbers):
+        self.rows += len(x)
+        return (numbers + cond[:, None]).to(x).expand_as(x)
+
+
+def test_what_is_counted_is_what_was_asked():
+    """Guidance of a guided model asks for four rows where one is sampled; a count inside a count costs what it counts."""
+    x, cond = start(3), torch.tensor([0, 1, 2])
+    for build, cost in ((lambda D: D, 1), (lambda D: guided(D, 1.0), 2), (lambda D: guided(guided(D, 1.0), 0.5), 4)):
+        D = Hears()
+        counted = build(told(D, 0.3))
+        found = final(Counted(counted), x, TS, ddim, cond=cond)
+        assert found.nfe * len(x) == D.rows and found.nfe == 6 * cost and found.depth == 6
+
+
+def test_a_count_follows_the_rows_into_one_book():
+    D = Counted(told(Hears(), torch.tensor([10.0, 20.0, 30.0])))
+    x, rows = start(3), torch.tensor([2, 2, 0])
+    asked = for_rows(D, rows, x)(x[rows], 0.5, torch.zeros(3, dtype=torch.long))
+    assert asked[:, 0].tolist() == [30.0, 30.0, 10.0] and (D.nfe, D.depth) == (1, 1)

@@ -196,5 +196,48 @@ def test_data_without_a_width_have_no_angle(std):
 @every_grid
 @pytest.mark.parametrize("n", [0, -3, 2.5])
 def test_a_number_of_steps_that_is_none_is_refused(grid, n):
-    with pytest.raises(ValueError, match=rf"n: a time grid needs a whole number of steps, at least 1, got {n}"):
+    with pytest.raises(ValueError, match=rf"n: expected a whole number of steps, at least 1, got {n}"):
         grid(n, CosineVP())
+
+
+# ---------------------------------------------------------------------------------------------- the ends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", [CosineVP(), Flow()], ids=["CosineVP", "Flow"])
+def test_no_signal_is_left_at_1_in_any_precision(schedule, dtype):
+    one = torch.ones((), dtype=dtype)
+    assert (schedule.alpha(one).item(), schedule.sigma(one).item(), schedule.log_snr(one).item()) == (0, 1, -math.inf)
+
+
+def test_the_cosines_drift_is_right_just_before_1():
+    """-(pi/2) tan(pi t/2) is -1/(1 - t) there; the product pi t/2 rounds to beyond pi/2, where the tangent is positive."""
+    t = torch.tensor(1 - 2**-24)
+    assert t.dtype == torch.float32 and t < 1
+    assert CosineVP().drift(t).item() == pytest.approx(-(2**24), rel=1e-6)
+    assert CosineVP().diffusion2(t).item() == pytest.approx(2**25, rel=1e-6)
+
+
+@every_schedule
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_infinite_log_snr_has_its_time(schedule, dtype):
+    ends = schedule.time_of_log_snr(torch.tensor([math.inf, -math.inf], dtype=dtype))
+    assert ends.tolist() == [0, 1 if isinstance(schedule, (CosineVP, Flow)) else math.inf] and ends.dtype == dtype
+
+
+def test_sub_vps_faintest_noise_has_its_time():
+    """There sigma/alpha is B = beta_min t."""
+    assert SubVP().time_of_log_snr(100.0).item() == pytest.approx(math.exp(-50) / 0.1, rel=1e-12)
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: LinearVP(0.0, 20.0), "beta_min: expected a positive number, got 0.0"),
+    (lambda: SubVP(0.1, math.nan), "beta_max: expected a positive number, got nan"),
+    (lambda: VE(0.01), "sigma_max: expected more than sigma_min > 0, got 0.01 and 0.01"),
+    (lambda: VE(50.0, -1.0), "got 50.0 and -1.0"),
+    (lambda: karras(4, CosineVP(), rho=0.0), "rho: expected a positive number, got 0.0"),
+    (lambda: log_snr_to_zero(4, CosineVP(), end=-20.0), "end: expected a finite log-SNR above .* -10, got -20.0"),
+    (lambda: log_snr_to_zero(4, CosineVP(), end=math.nan), "end: .* got nan"),
+    (lambda: equal_angles(4, CosineVP(), std=math.inf), "std: .* got inf"),
+], ids=str)
+def test_numbers_that_make_no_schedule_and_no_grid_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -204,3 +204,61 @@ def left_share(x):
 def test_annealed_langevin_yields_a_state_a_level(generator):
     D, ts = ring().denoiser(VE(5.0)), torch.tensor([0.9, 0.5, 0.1])
     assert len(list(annealed_langevin(D, torch.zeros(3, 2), ts, steps=2, generator=generator))) == 3
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+MODEL = Preconditioned(MLP(2, 8, 1), CosineVP(), EDM())
+LOSSES = {
+    "implicit": lambda x, noise: implicit_loss(torch.neg, x),
+    "sliced": lambda x, noise: sliced_loss(torch.neg, x, noise),
+    "denoising": lambda x, noise: denoising_score_loss(torch.neg, x, 0.5, noise),
+    "network": lambda x, noise: denoising_loss(MODEL, x, torch.full((len(x),), 0.5), noise),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_empty_batch_has_no_loss(name):
+    none = torch.zeros(0, 2)
+    with pytest.raises(ValueError, match="x0?: expected at least one row, got none"):
+        LOSSES[name](none, none)
+
+
+@pytest.mark.parametrize("name", ["sliced", "denoising", "network"])
+def test_one_noise_for_all_rows_is_refused(name):
+    with pytest.raises(ValueError, match=r"(v|noise): expected .*shape \(4, 2\), got \(1, 2\)"):
+        LOSSES[name](torch.zeros(4, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("name", ["implicit", "sliced", "denoising"])
+def test_losses_of_scores_are_for_points(name):
+    images = torch.zeros(4, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"x0?: expected points \(B, d\), .*got \(4, 1, 2, 2\)"):
+        LOSSES[name](images, images)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan])
+def test_noise_has_a_level(sigma):
+    with pytest.raises(ValueError, match="sigma: expected a positive number, got"):
+        denoising_score_loss(torch.neg, torch.zeros(4, 2), sigma, torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"size": math.inf}, "size: expected a positive step size, got inf"),
+    ({"steps": 0}, "steps: expected a whole number, at least 1, got 0"),
+    ({"steps": 2.5}, "steps: expected a whole number, at least 1, got 2.5"),
+    ({"x": torch.zeros(3, 2, dtype=torch.long)}, "x: expected floating-point states"),
+])
+def test_langevin_dynamics_take_a_state_a_size_and_steps(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        next(langevin(**{"score_function": torch.neg, "x": torch.zeros(3, 2), "size": 0.1, "steps": 1} | arguments))
+
+
+@pytest.mark.parametrize("ts", [[0.1, 0.5], [0.5, 0.5], [0.5, math.nan], []], ids=str)
+def test_annealing_goes_down(ts):
+    with pytest.raises(ValueError, match="ts: expected times .* that fall from noise to data, got"):
+        next(annealed_langevin(ring().denoiser(VE()), torch.zeros(3, 2), torch.tensor(ts), steps=2))
+
+
+def test_annealing_reports_a_state_that_is_not_finite():
+    with pytest.raises(FloatingPointError, match="x: NaN or infinity after the step from t = 0.5"):
+        next(annealed_langevin(ring().denoiser(VE()), torch.full((3, 2), math.nan), torch.tensor([0.5, 0.1]), steps=2))

@@ -8,11 +8,11 @@ from scipy import stats
 
 from course_lib.denoiser import score
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP
-from course_lib.targets import GaussianMixture, ring, spiral, two_islands
+from course_lib.targets import GaussianMixture, ring, two_islands
 
 SCHEDULES = [LinearVP(), CosineVP(), VE(), SubVP(), Flow()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-SHAPES = [ring, two_islands, spiral]
+SHAPES = [ring, two_islands]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 
 MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.5], [0.0, 2.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
@@ -154,11 +154,6 @@ def test_the_islands_are_apart_and_unequal():
     torch.testing.assert_close(target.weights, torch.tensor([0.9, 0.1], dtype=torch.float64))
 
 
-def test_the_spiral_is_even_along_its_length():
-    gaps = spiral(k=100).means.diff(dim=0).norm(dim=1)[20:]
-    assert gaps.max() / gaps.min() < 1.1
-
-
 # ---------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize(("arguments", "message"), [
     (([1.0, 2.0], 0.1), r"means: expected shape \(K, d\), got \(2,\)"),
@@ -177,12 +172,54 @@ def test_a_mixture_that_is_none_is_refused(arguments, message):
 @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(3, 1), torch.zeros(3, 2, 1)], ids=lambda x: str(tuple(x.shape)))
 def test_points_of_another_dimension_are_refused(x):
     for function in (MIXTURE.log_prob, lambda x: MIXTURE.denoiser(CosineVP())(x, 0.5)):
-        with pytest.raises(ValueError, match=r"x: expected shape \(B, 2\), got"):
+        with pytest.raises(ValueError, match=r"x: expected (floating-point states \(B, ...\)|shape \(3, 2\)), got"):
             function(x)
 
 
 @pytest.mark.parametrize("cond", [torch.tensor([0, 3]), torch.tensor([-2, 0]), torch.tensor([0]), torch.zeros(2, 1),
                                   torch.zeros(2)], ids=["too large", "too small", "too few", "a column", "not whole"])
 def test_labels_that_name_no_component_are_refused(cond):
-    with pytest.raises(ValueError, match=r"cond: expected 2 whole labels in -1..2, got shape"):
+    with pytest.raises(ValueError, match=r"cond: expected (signed whole numbers of shape \(2,\)|numbers in -1..2), got "):
         MIXTURE.denoiser(CosineVP())(torch.zeros(2, 2), 0.5, cond)
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    (torch.tensor([-1, 0, 1]), "labels: expected numbers in 0..2, got -1..1"),
+    (torch.tensor([0, 1, 3]), "labels: expected numbers in 0..2, got 0..3"),
+    (torch.tensor([1]), r"labels: expected signed whole numbers of shape \(3,\), got \(1,\)"),
+    (torch.ones(3), "labels: .* torch.float32"),
+    (torch.ones(3, dtype=torch.bool), "labels: .* torch.bool"),
+], ids=["none", "too large", "too few", "not whole", "truth values"])
+def test_labels_to_sample_from_name_a_component_each(labels, message):
+    with pytest.raises(ValueError, match=message):
+        MIXTURE.sample(3, labels=labels)
+
+
+@every_schedule
+def test_a_component_of_weight_0_has_its_denoiser_too(schedule, generator):
+    mixture, alone = GaussianMixture([[0.0, 0.0], [1.0, 1.0]], 0.3, [1.0, 0.0]), GaussianMixture([[1.0, 1.0]], 0.3)
+    x, labels = points(4, generator=generator), torch.ones(4, dtype=torch.long)
+    torch.testing.assert_close(mixture.denoiser(schedule)(x, 0.4, labels), alone.denoiser(schedule)(x, 0.4))
+    assert mixture.sample(4, generator, labels).shape == (4, 2)
+    other = GaussianMixture([[0.0, 0.0]], 0.3)
+    torch.testing.assert_close(mixture.denoiser(schedule)(x, 0.4), other.denoiser(schedule)(x, 0.4))
+
+
+def test_no_samples_are_an_empty_batch():
+    assert MIXTURE.sample(0).shape == (0, 2) and MIXTURE.log_prob(MIXTURE.sample(0)).shape == (0,)
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: GaussianMixture([[math.nan, 0.0]], 1.0), "means: .* or what is not finite"),
+    (lambda: GaussianMixture(torch.zeros(0, 2), 1.0), r"means: expected shape \(K, d\), got \(0, 2\)"),
+    (lambda: GaussianMixture([[0.0]], math.inf), "stds: expected one or 1 positive standard deviations, got inf"),
+    (lambda: GaussianMixture([[0.0]], 1.0, [math.nan]), "weights: expected 1 non-negative numbers that sum to 1, got"),
+    (lambda: ring(0), "k: expected a whole number, at least 1, got 0"),
+    (lambda: ring(2.5), "k: expected a whole number, at least 1, got 2.5"),
+    (lambda: MIXTURE.sample(-3), "n: expected a whole number, at least 0, got -3"),
+    (lambda: MIXTURE.log_prob(torch.ones(3, 2, dtype=torch.long)), "x: expected floating-point states"),
+    (lambda: MIXTURE.marginal(CosineVP(), torch.tensor([0.1, 0.2, 0.3])), r"t: expected one time, shape \(\), got \(3,\)"),
+], ids=str)
+def test_what_makes_no_mixture_is_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -273,3 +273,32 @@ def test_perplexity_alone_is_fooled_by_empty_sentences_and_length_tells():
 def test_no_sentences_have_no_figures(measure):
     with pytest.raises(ValueError, match="sentences: expected at least one"):
         measure([])
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+ROW = torch.zeros(2, 16, dtype=torch.long)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: text.accuracy(ROW, ROW[:1]), r"guesses: expected shape \(1, 16\), got \(2, 16\)"),
+    (lambda: text.accuracy(ROW[:0], ROW[:0]), r"numbers: expected tokens with at least one word, got \(0, 16\) without"),
+    (lambda: text.sentence(torch.full((16,), 10**6)), r"numbers: expected numbers in -1..\d+, got 1000000..1000000"),
+    (lambda: text.sentence(torch.zeros(16)), "numbers: expected signed whole numbers"),
+    (lambda: text.rounded(torch.zeros(3, 5), torch.zeros(9, 6)), r"embeddings: expected shape \(3, 6\), got \(3, 5\)"),
+    (lambda: text.NGrams(["a b"], 5, order=0), "order: expected a whole number, at least 1, got 0"),
+    (lambda: text.NGrams(["a b"], 5, discount=2.0), "discount: expected a finite number from 0 to 1, got 2.0"),
+], ids=str)
+def test_what_is_no_text_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_no_sentences_have_no_loss(generator):
+    model = text.SentenceAutoencoder(torch.randn(9, 6), 4, 8, 1)
+    with pytest.raises(ValueError, match="numbers: expected at least one row, got none"):
+        text.sentence_loss()(model, ROW[:0], generator)
+
+
+def test_one_embedding_is_rounded_too():
+    assert text.rounded(torch.ones(6), torch.eye(6)[:3] + torch.tensor([[0.0], [1.0], [5.0]])) == 1
