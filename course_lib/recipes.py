@@ -39,8 +39,8 @@ from .training import train as run_training
 
 RECIPES: dict[str, Callable] = {}
 CLOTHES = ("fashion_mnist.npz",)
-EMOJI = tuple(f"emoji/{style}.webp" for style in data.STYLES)
-CAPTIONED = (*EMOJI, "emoji/captions.csv", "words.npz")
+EMOJI = ("emoji/captions.csv", *(f"emoji/{style}.webp" for style in data.STYLES))     # the captions' file says what is held out
+CAPTIONED = (*EMOJI, "words.npz")
 SENTENCES = ("sentences.txt.xz", "words.npz")
 
 

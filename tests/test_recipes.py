@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from course_lib import data, files, recipes
+from course_lib import data, files, recipes, text
 from course_lib.denoiser import Preconditioned, V
 from course_lib.networks import Captions, Classifier, DiT
 from course_lib.schedules import CosineVP
@@ -272,6 +272,35 @@ def test_an_upscaler_learns_beside_the_small_picture_of_the_same_emoji():
 
 
 # ---------------------------------------------------------------------------------------------- train
+@every_recipe
+def test_a_state_is_bound_to_all_that_its_recipe_reads(name, tmp_path, monkeypatch):
+    """Files of data and weights that are read until the training begins: those that the recipe declares, and no others."""
+    read, load, path = set(), recipes.load, data.path
+
+    class Begun(Exception):
+        """All is read."""
+
+    def begin(*_, **run):
+        raise Begun(run["identity"])
+
+    monkeypatch.setattr(recipes, "load", lambda name, *where: read.add(name) or load(name, *where))
+    monkeypatch.setattr(data, "path", lambda name: read.add(name) or path(name))
+    words = data.words.__wrapped__
+    monkeypatch.setattr(data, "words", lambda: words())                     # not the kept ones
+    text.vocabulary.cache_clear()
+    monkeypatch.setattr(data, "_sprites", lambda path: torch.zeros(1340, 3, 4, 4, dtype=torch.uint8))
+    monkeypatch.setattr(recipes, "encode_all", lambda model, rows: torch.zeros(len(rows), 4))
+    monkeypatch.setattr(recipes, "emoji_captions", lambda pictures: data.emoji_captions() and data.words() and pictures.name)
+    monkeypatch.setattr(files, "read_sealed", lambda path: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr(files, "write_sealed", lambda path, payload: None)
+    monkeypatch.setattr(recipes, "run_training", begin)
+    with pytest.raises(Begun) as begun:
+        recipes.train(name, "cpu", 2, tmp_path)
+    identity, = begun.value.args
+    assert identity.pop("recipe") == name and identity.pop("further") == ""
+    assert identity.keys() == read and identity == recipes.sums(sorted(read))
+
+
 @every_recipe
 def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, few_images, tmp_path):
     path = recipes.train(name, device="cpu", steps=2, out=tmp_path)
