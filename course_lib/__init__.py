@@ -8,7 +8,7 @@ A *sampler* is an iterator of states over a decreasing time grid. Data sits at t
 
 The map, bottom to top; a module imports only from modules above it in this list:
 
-    files           check sums and atomic writes
+    files           check sums, atomic writes and locks
     arguments       what functions accept: one check a kind, each with the ValueError that says what came
     schedules       alpha(t), sigma(t), all that follows from them, and time grids
     denoiser        the currency: score, eps, velocity; parameterisations; guidance

@@ -52,7 +52,7 @@ def encode_all(model: Autoencoder, images: Tensor, batch: int = 64) -> Tensor:
 
 def fit_scale(model: Autoencoder, images: Tensor) -> None:
     """Give these images latents of mean 0 and variance 1 in every channel. ValueError if a channel is silent, of variance 0."""
-    z = encode_all(model, images)
+    z = encode_all(model, images).to(model.scale.device)
     std, mean = torch.std_mean(z, [0, *range(2, z.ndim)], keepdim=True)
     if not bool((std > 0).all()):
         raise ValueError(f"images: every latent channel must vary, got standard deviations {std.flatten().tolist()}")

@@ -7,7 +7,6 @@ import csv
 import gzip
 import hashlib
 import http.client
-import json
 import lzma
 import os
 import urllib.request
@@ -25,6 +24,9 @@ from . import files
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 STYLES = ("noto", "twemoji", "flat", "3d")  # four sets of drawings of the same emoji; each is a word of the caption
+# What data/ must hold; `course measure` writes its tables anew, so that only these have lasting check sums.
+FILES = ("colour_features.safetensors", *(f"emoji/{style}.webp" for style in STYLES), "emoji/captions.csv", "fashion_mnist.npz",
+         "sentences.txt.xz", "words.npz")
 
 UPSTREAM = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 # SHA-256 of the decompressed payloads: the gzip headers around them differ from mirror to mirror.
@@ -48,8 +50,9 @@ def find_root() -> Path:
         if (folder / "data" / "checksums.json").is_file():
             return folder
     raise FileNotFoundError(
-        "the course's data/ folder was not found in any of: " + ", ".join(map(str, candidates))
-        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/."
+        "the course's data/checksums.json was not found in any of: " + ", ".join(map(str, candidates))
+        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/; in a clone "
+        "`git checkout -- data/checksums.json` brings the file back."
     )
 
 
@@ -57,8 +60,18 @@ ROOT = find_root()
 
 
 def checksums() -> dict[str, dict]:
-    """What data/ must hold: file name -> {"sha256": 64 digits, "bytes": size}."""
-    return json.loads((ROOT / "data" / "checksums.json").read_text(encoding="utf-8"))
+    """What data/checksums.json says: file name -> {"sha256": 64 digits, "bytes": size}. ValueError if it is damaged."""
+    return files.read_entries(ROOT / "data" / "checksums.json", {"sha256", "bytes"}, "`git checkout -- data/checksums.json`")
+
+
+def entry(name: str) -> dict:
+    """What data/checksums.json says of data/`name`. ValueError if that is nothing, or the table is damaged."""
+    listed = checksums()
+    if name in FILES and name not in listed:
+        raise ValueError(f"data/checksums.json has no sum for {name}. To get it back: `git checkout -- data/checksums.json`")
+    if name not in listed:
+        raise ValueError(f"name is {name!r}, expected one of the files in data/checksums.json: {', '.join(listed)}")
+    return listed[name]
 
 
 def path(name: str) -> Path:
@@ -67,16 +80,13 @@ def path(name: str) -> Path:
     Raises ValueError for a name that data/checksums.json does not list or a file that is damaged, FileNotFoundError
     for one that is missing; both say how to get it back.
     """
-    listed = checksums()
-    if name not in listed:
-        raise ValueError(f"name is {name!r}, expected one of the files in data/checksums.json: {', '.join(listed)}")
-    _verify_once(ROOT / "data" / name, listed[name]["sha256"], _advice(name, listed[name]["bytes"]))
+    _verify_once(ROOT / "data" / name, entry(name)["sha256"], _advice(name))
     return ROOT / "data" / name
 
 
 def verify_all() -> list[tuple[str, bool, str]]:
-    """Check every file that data/checksums.json lists, afresh: (name, is it sound, what to say about it)."""
-    return [_report(name, entry["sha256"], entry["bytes"]) for name, entry in checksums().items()]
+    """Check every one of FILES afresh: (name, is it sound, what to say about it)."""
+    return [_report(name) for name in FILES]
 
 
 def fashion_mnist(split: str = "train", full: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,17 +232,17 @@ def _verify_once(path: Path, expected: str, advice: str) -> None:
     files.verify(path, expected, advice)
 
 
-def _advice(name: str, size: int) -> str:
-    return (f"`git checkout -- data/{name}` ({size:,} bytes), or rebuild it with the script in data/prepare/ "
+def _advice(name: str) -> str:
+    return (f"`git checkout -- data/{name}` ({entry(name)['bytes']:,} bytes), or rebuild it with the script in data/prepare/ "
             "that data/README.md names.")
 
 
-def _report(name: str, expected: str, size: int) -> tuple[str, bool, str]:
+def _report(name: str) -> tuple[str, bool, str]:
     try:
-        files.verify(ROOT / "data" / name, expected, _advice(name, size))
+        files.verify(ROOT / "data" / name, entry(name)["sha256"], _advice(name))
     except (OSError, ValueError) as error:
         return name, False, str(error)
-    return name, True, f"data/{name} is sound ({size:,} bytes)"
+    return name, True, f"data/{name} is sound ({entry(name)['bytes']:,} bytes)"
 
 
 def _payload(name: str) -> bytes:

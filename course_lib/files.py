@@ -1,9 +1,11 @@
-"""Files that can be trusted: check sums before reading, and writes that happen whole or not at all."""
+"""Files that can be trusted: check sums before reading, writes that happen whole or not at all, one writer at a time."""
 
 import hashlib
+import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,3 +52,64 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def write_sealed(path: str | Path, payload: bytes) -> None:
+    """`atomic_write` of bytes and, after them, the 32 of their SHA-256 sum: `read_sealed` knows them from damaged ones."""
+    atomic_write(path, lambda file: file.write(payload + hashlib.sha256(payload).digest()))
+
+
+def read_sealed(path: str | Path) -> bytes:
+    """What `write_sealed` wrote. ValueError if the file is damaged or cut short, FileNotFoundError if it is missing."""
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise ValueError(f"{path} is damaged: its last 32 bytes are not the SHA-256 sum of those before them")
+    return content[:-32]
+
+
+def read_entries(path: str | Path, fields: set[str], advice: str) -> dict[str, dict]:
+    """A JSON file of entries: name -> what is known of it, at least these fields.
+
+    Raises FileNotFoundError if there is no such file, ValueError, with the line, if it is no such table; both say `advice`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. To get it back: {advice}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a table of entries, got {type(found).__name__}")
+        for name, entry in found.items():
+            if not isinstance(entry, dict) or not fields <= entry.keys():
+                raise ValueError(f"the entry {name!r} lacks some of {', '.join(sorted(fields))}")
+    except ValueError as error:                                          # of the bytes, of JSON, which says the line, or these
+        raise ValueError(f"{path} is damaged: {error}. To get it back: {advice}") from error
+    return found
+
+
+@contextmanager
+def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
+    """Be the only one at work on `path`, by a lock on `.NAME.lock` beside it that the system takes off a process that dies.
+
+    If another process has it: BlockingIOError, or, with `wait`, what one does for some milliseconds of work.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "ab") as file:
+        try:
+            _lock(file, wait)
+        except (BlockingIOError, PermissionError) as error:              # so says Unix, so Windows
+            raise BlockingIOError(f"{path}: another process is at work on it; let it finish, or stop it first") from error
+        yield
+
+
+def _lock(file: BinaryIO, wait: bool) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .files import atomic_write
+from .files import atomic_write, locked
 
 STATUSES = ("full", "provisional")
 
@@ -50,22 +50,28 @@ COLUMNS = ("method", "dataset", "nfe", "depth", "batch", "seconds", "memory_mib"
 
 def read(path: str | Path) -> list[Row]:
     """All rows of a ledger file. Raises ValueError, naming the line, for a file that is not a ledger."""
+    return read_table(path, Row)
+
+
+def read_table(path: str | Path, kind: type) -> list:
+    """All rows of a file that `write` or `write_table` wrote, as dataclasses of that kind. ValueError as in `read`."""
+    columns = COLUMNS if kind is Row else tuple(f.name for f in fields(kind))
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(reader.fieldnames or ())}")
-        return [_row(path, reader.line_num, entry) for entry in reader]
+        try:
+            if tuple(reader.fieldnames or ()) != columns:
+                raise ValueError(f"expected the columns {','.join(columns)}, got {','.join(reader.fieldnames or ())}")
+            return [_row(kind, entry) for entry in reader]
+        except (TypeError, ValueError, csv.Error) as error:                 # ValueError: also of bytes that are no text
+            raise ValueError(f"{path}, line {max(1, reader.line_num)}: {error}") from error
 
 
-def _row(path, line: int, entry: dict[str, str]) -> Row:
-    types = {f.name: f.type for f in fields(Row)}
-    try:
-        if None in entry:                                                   # where csv puts what has no column
-            raise ValueError(f"expected {len(COLUMNS)} fields, got {len(COLUMNS) + len(entry[None])}")
-        return Row(**{k: None if v == "" and type(None) in getattr(types[k], "__args__", ()) else _cast(types[k])(v)
-                      for k, v in entry.items()})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}, line {line}: {error}") from error
+def _row(kind: type, entry: dict[str, str]):
+    types = {f.name: f.type for f in fields(kind)}
+    if None in entry:                                                       # where csv puts what has no column
+        raise ValueError(f"expected {len(types)} fields, got {len(types) + len(entry[None])}")
+    return kind(**{k: None if v == "" and type(None) in getattr(types[k], "__args__", ()) else _cast(types[k])(v)
+                   for k, v in entry.items()})
 
 
 def _cast(kind) -> type:
@@ -88,10 +94,11 @@ def write_table(path: str | Path, rows: Iterable, columns: Sequence[str] = ()) -
 
 
 def record(path: str | Path, new: Iterable[Row]) -> list[Row]:
-    """Add rows to the file, replacing those with the same key; returns all rows."""
-    rows = {row.key: row for row in (read(path) if Path(path).exists() else [])}
-    rows.update({row.key: row for row in new})
-    write(path, rows.values())
+    """Add rows to the file, replacing those with the same key; returns all rows. Other processes may do so at the same time."""
+    with locked(path, wait=True):
+        rows = {row.key: row for row in (read(path) if Path(path).exists() else [])}
+        rows.update({row.key: row for row in new})
+        write(path, rows.values())
     return list(rows.values())
 
 

@@ -1,20 +1,25 @@
 """The trained models that the course ships: one function each, one file each, all rebuilt by `course train NAME`.
 
-A recipe is a function (model, steps, device, checkpoint, seed) -> (Trained, metrics) with a `build` that makes the untrained
-model and, where it begins with the weights of another recipe, that one's name as `start`. Weights lie in
-data/checkpoints/NAME.safetensors as fp16 or int8; manifest.json beside them says how each came to be, and its check sum is
-verified before a file is used.
+A recipe is a function (model, steps, device, checkpoint, seed, identity) -> (Trained, metrics) with a `build` that makes the
+untrained model and, where it begins with the weights of another recipe, that one's name as `start`. Weights are files
+NAME.safetensors, as fp16 or int8; manifest.json beside them says how each came to be, and its check sum is verified before a
+file is used. Those that ship lie in data/checkpoints, those that a learner trains in my/weights: no training ever writes over
+weights that are there, and of all that a recipe has the best by its figure of merit are used.
 """
 
 import hashlib
+import itertools
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as nf
+from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -29,19 +34,26 @@ from .sampling import last, prior
 from .schedules import CosineVP, log_snr_uniform
 from .score_matching import denoising_loss
 from .targets import ring
-from .training import LossFunction, Trained, default_device, device_name, join_process_group
+from .training import LossFunction, Trained, chosen_device, device_name, join_process_group
 from .training import train as run_training
 
 RECIPES: dict[str, Callable] = {}
+CLOTHES = ("fashion_mnist.npz",)
+EMOJI = ("emoji/captions.csv", *(f"emoji/{style}.webp" for style in data.STYLES))     # the captions' file says what is held out
+CAPTIONED = (*EMOJI, "words.npz")
+SENTENCES = ("sentences.txt.xz", "words.npz")
 
 
-def recipe(build: Callable[[], nn.Module], steps: int, start: str | None = None, int8: bool = False) -> Callable:
+def recipe(build: Callable[[], nn.Module], steps: int, reads: tuple[str, ...] = (), start: str | None = None,
+           int8: bool = False, merit: str = "test_loss", sign: int = -1) -> Callable:
     """Register a recipe under its function's name, with the model it trains, its full number of steps and its start.
 
-    int8: for large or many models, whose files then are half as long (see `packed`).
+    reads: the files of data/ and the other recipes that its weights depend on. int8: for large or many models, whose files then
+    are half as long (see `packed`). merit: the metric that says which weights are better; sign: 1 if more of it is, -1 if less.
     """
     def register(function: Callable) -> Callable:
         function.build, function.steps, function.start, function.int8 = build, steps, start, int8
+        function.reads, function.merit, function.sign = reads, merit, sign
         RECIPES[function.__name__] = function
         return function
 
@@ -49,7 +61,7 @@ def recipe(build: Callable[[], nn.Module], steps: int, start: str | None = None,
 
 
 # ---------------------------------------------------------------------------------------------- Fashion-MNIST
-@recipe(build=Classifier, steps=2000)
+@recipe(build=Classifier, steps=2000, reads=CLOTHES, merit="test_accuracy", sign=1)
 def fashion_classifier(model: nn.Module, device, **run) -> tuple[Trained, dict[str, float]]:
     """Classifier of Fashion-MNIST: judges samples, and its features carry the Frechet distance."""
     trained = run_training(shifted_cross_entropy, model, data.fashion_mnist("train"), batch=128, lr=2e-3,
@@ -78,7 +90,7 @@ def fashion_unet(numbers: int = 0) -> UNet:
     return UNet(widths=(40, 80), depth=1, classes=10, numbers=numbers)
 
 
-@recipe(build=lambda: Preconditioned(fashion_unet(), CosineVP(), V()), steps=60_000)
+@recipe(build=lambda: Preconditioned(fashion_unet(), CosineVP(), V()), steps=60_000, reads=CLOTHES)
 def fashion_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The diffusion model of the course: class-conditional Fashion-MNIST, label dropped one time in ten."""
     trained = run_training(diffusion_loss, model, data.fashion_mnist("train"), batch=64, lr=1e-3,
@@ -113,7 +125,7 @@ CONSISTENCY_WEIGHT = 0.25  # where the teacher's pictures are nearest to real on
 
 
 @recipe(build=lambda: Preconditioned(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000,
-        start="fashion_teacher", int8=True)
+        reads=CLOTHES, start="fashion_teacher", int8=True)
 def fashion_guided_student(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The teacher with guidance built in: told the weight, one evaluation does the work of two."""
     loss = guidance_loss(load("fashion_teacher", device), LARGEST_WEIGHT)
@@ -132,7 +144,8 @@ def progressive(n: int, start: str, target: Callable[..., Tensor] = two_step_tar
 
     stage.__name__ = f"fashion_progressive_{n}"
     stage.__doc__ = f"One DDIM step for two, {n} in all: learns from {start}; told the guidance weight."
-    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, start=start, int8=True)(stage)
+    return recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=10_000, reads=CLOTHES, start=start,
+                  int8=True)(stage)
 
 
 # the first teacher is a flow to be solved, best by a second-order step; the others are what they are, two steps
@@ -142,7 +155,8 @@ fashion_progressive_2 = progressive(2, "fashion_progressive_4")
 fashion_progressive_1 = progressive(1, "fashion_progressive_2")
 
 
-@recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000, start="fashion_progressive_1", int8=True)
+@recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000,
+        reads=(*CLOTHES, "fashion_guided_student"), start="fashion_progressive_1", int8=True)
 def fashion_consistency(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the guided flow, told weights up to 0.5, from whole paths of fashion_guided_student."""
     teacher = load("fashion_guided_student", device)
@@ -175,7 +189,7 @@ def ring_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[st
     return trained, test_loss(diffusion_loss, trained.model, ring_data(seed=1), n=20_000)
 
 
-@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher")
+@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher", merit="path_error")
 def ring_tuned(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the ring by easy consistency tuning: no teacher, and a gap that closes."""
     loss = training_loss(closing(4.0, every=1500, mean=0.0, std=2.0, stages=4), c=0.1)
@@ -183,7 +197,7 @@ def ring_tuned(model: Student, device, **run) -> tuple[Trained, dict[str, float]
     return replace(trained, model=trained.model.f), path_error(trained.model.f)
 
 
-@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher")
+@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher", merit="path_error")
 def ring_continuous(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the ring in continuous time: no gap, with the slope of the exact denoiser."""
     loss = continuous_loss(ring().denoiser(model.schedule))
@@ -192,7 +206,7 @@ def ring_continuous(model: Student, device, **run) -> tuple[Trained, dict[str, f
 
 
 # ---------------------------------------------------------------------------------------------- emoji
-@recipe(build=KLAutoencoder, steps=12_000)
+@recipe(build=KLAutoencoder, steps=12_000, reads=EMOJI, merit="psnr", sign=1)
 def emoji_autoencoder(model: KLAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
     """Emoji to 16 x 16 latents of 4 channels and back; the KL is very weak, as reconstruction is what matters."""
     images = data.emoji("train").images
@@ -227,15 +241,17 @@ def reconstruction(model: Autoencoder, images: Tensor) -> dict[str, float]:
 def emoji_latents(split: str) -> Tensor:
     """The pictures of a split as emoji_autoencoder encodes them, (N, 4, 16, 16); kept in data/cache after the first time.
 
-    The name of the kept file is made of the sums of weights and pictures: with others, another file.
+    The name of the kept file is made of the sums of weights and pictures: with others, another file. A damaged one is replaced.
     """
-    pictures = (data.checksums()[f"emoji/{style}.webp"]["sha256"] for style in data.STYLES)
-    key = hashlib.sha256("".join([manifest()["emoji_autoencoder"]["sha256"], *pictures]).encode()).hexdigest()[:16]
-    path = data.ROOT / "data" / "cache" / f"emoji_latents_{split}_{key}.safetensors"
-    if not path.exists():
+    key = hashlib.sha256("".join(sums((*EMOJI, "emoji_autoencoder")).values()).encode()).hexdigest()[:16]
+    path = data.ROOT / "data" / "cache" / f"emoji_latents_{split}_{key}.sealed"
+    try:
+        kept = files.read_sealed(path)
+    except (FileNotFoundError, ValueError):
         z = encode_all(load("emoji_autoencoder"), data.emoji(split).images).contiguous()
-        files.atomic_write(path, lambda file: file.write(save({"z": z})))
-    return load_file(path)["z"]
+        kept = save({"z": z})
+        files.write_sealed(path, kept)
+    return from_bytes(kept)["z"]
 
 
 def emoji_captions(pictures: data.Emoji, variants: int = 16) -> Tensor:
@@ -292,7 +308,8 @@ def text_to_image(model: Preconditioned, pictures: Callable[[str], Tensor], devi
     return trained, test_loss(captioned_loss, trained.model, pairs)
 
 
-@recipe(build=lambda: Preconditioned(emoji_dit(channels=4), CosineVP(), V()), steps=200_000, int8=True)
+@recipe(build=lambda: Preconditioned(emoji_dit(channels=4), CosineVP(), V()), steps=200_000,
+        reads=(*CAPTIONED, "emoji_autoencoder"), int8=True)
 def emoji_latent_teacher(model: Preconditioned, **run) -> tuple[Trained, dict[str, float]]:
     """Text to image: a caption to the latents of an emoji."""
     return text_to_image(model, emoji_latents, **run)
@@ -303,13 +320,14 @@ def small(images: Tensor) -> Tensor:
     return nf.avg_pool2d(images, 4)
 
 
-@recipe(build=lambda: Preconditioned(emoji_dit(channels=3), CosineVP(), V()), steps=200_000, int8=True)
+@recipe(build=lambda: Preconditioned(emoji_dit(channels=3), CosineVP(), V()), steps=200_000, reads=CAPTIONED, int8=True)
 def emoji_small_teacher(model: Preconditioned, **run) -> tuple[Trained, dict[str, float]]:
     """The first model of a cascade: a caption to a small picture of an emoji."""
     return text_to_image(model, lambda split: small(data.emoji(split).images), **run)
 
 
-@recipe(build=lambda: Preconditioned(Upscaler(widths=(64, 96), depth=1, patch=4), CosineVP(), X0()), steps=40_000, int8=True)
+@recipe(build=lambda: Preconditioned(Upscaler(widths=(64, 96), depth=1, patch=4), CosineVP(), X0()), steps=40_000,
+        reads=EMOJI, int8=True)
 def emoji_upscaler(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The second: a small picture to a large one. It says x0, as noise of large patches fits no few channels (Li & He 2025)."""
     trained = run_training(turned(upscaling_loss), model, [data.emoji("train").images], batch=32, lr=1e-3, ema=0.999,
@@ -326,7 +344,8 @@ def upscaling_loss(model: Preconditioned, x0: Tensor, generator: torch.Generator
 
 
 # ---------------------------------------------------------------------------------------------- sentences
-@recipe(build=lambda: text.SentenceAutoencoder(text.vocabulary().vectors), steps=4000)
+@recipe(build=lambda: text.SentenceAutoencoder(text.vocabulary().vectors), steps=4000, reads=SENTENCES,
+        merit="noisy_sentences", sign=1)
 def sentence_autoencoder(model: text.SentenceAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
     """Sentences of up to sixteen words to 4x4 latents and back."""
     numbers = text.tokens(data.sentences("train"))
@@ -348,7 +367,7 @@ def words_right(model: text.SentenceAutoencoder, numbers: Tensor, noise: float =
 
 
 @recipe(build=lambda: Preconditioned(DiT(channels=32, size=4, patch=1, width=192, depth=4), CosineVP(), V()), steps=30_000,
-        int8=True)
+        reads=(*SENTENCES, "sentence_autoencoder"), int8=True)
 def sentence_latent_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """The diffusion model of sentences: sixteen latent vectors, without a condition."""
     autoencoder = load("sentence_autoencoder", device)
@@ -377,10 +396,52 @@ def checkpoints() -> Path:
     return data.ROOT / "data" / "checkpoints"
 
 
+def own() -> Path:
+    """The folder of the weights that a learner trained; no file of it belongs to git."""
+    return data.ROOT / "my" / "weights"
+
+
+def entries(folder: Path) -> dict[str, dict]:
+    """The manifest of a folder, empty if there is none: a file's stem -> its sum, recipe, budget, device, seconds, metrics.
+
+    ValueError, with the line and the way back, if it is damaged.
+    """
+    path, shipped = folder / "manifest.json", folder == checkpoints()
+    advice = "`git checkout -- data/checkpoints/manifest.json`" if shipped else "mend or delete it; weights beside it stay"
+    return files.read_entries(path, {"file", "sha256", "recipe", "metrics"}, advice) if path.exists() else {}
+
+
+def listed(folder: Path | None = None) -> list[tuple[Path, dict]]:
+    """Every file of weights that a folder's manifest lists, with its entry; without a folder the shipped, then a learner's."""
+    return [(place / entry["file"], entry) for place in ([folder] if folder else [checkpoints(), own()])
+            for entry in entries(place).values()]
+
+
+def best(name: str, folder: Path | None = None) -> tuple[Path, dict]:
+    """Of the weights that a recipe has in a folder, or in both, the best by its figure of merit: the file and its entry.
+
+    Raises ValueError for an unknown name, FileNotFoundError if none are listed. Of files that are gone another takes the place.
+    """
+    function = known(name)
+    found = [(path, entry) for path, entry in listed(folder) if entry["recipe"] == name]
+    if not found:
+        checkout = "" if folder else "`git checkout -- data/checkpoints/manifest.json`, or "
+        raise FileNotFoundError(f"{(folder or checkpoints()) / 'manifest.json'} does not list {name}. To get it back: "
+                                f"{checkout}train it: `course train {name}`")
+    there = [each for each in found if each[0].is_file()] or found
+    return max(there, key=lambda each: _merit(function, each[1]))
+
+
+def _merit(function: Callable, entry: dict) -> float:
+    """The more the better; nothing is worse than what is no number."""
+    value = function.sign * entry["metrics"].get(function.merit, math.nan)
+    return -math.inf if math.isnan(value) else value
+
+
 def manifest(folder: Path | None = None) -> dict[str, dict]:
-    """What is known of each file of weights: sum, recipe, budget, device, seconds, metrics. Empty if there is none yet."""
-    path = (folder or checkpoints()) / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """What is known of the best weights of each recipe (of a folder): sum, budget, device, seconds, metrics."""
+    names = {entry["recipe"] for _, entry in listed(folder)}
+    return {name: best(name, folder)[1] for name in RECIPES if name in names}
 
 
 def known(name: str) -> Callable:
@@ -391,29 +452,37 @@ def known(name: str) -> Callable:
 
 
 def load(name: str, device: torch.device | str | None = "cpu", folder: Path | None = None) -> nn.Module:
-    """A shipped model by name, in float32 and eval mode; device None is the one that training would choose.
+    """The best model of a recipe, in float32 and eval mode; device None is the one that training would choose.
 
-    Raises ValueError for an unknown name or a file whose sum is wrong, FileNotFoundError if it is not there.
+    Raises ValueError for an unknown name or device or a file whose sum is wrong, FileNotFoundError if it is not there.
     """
-    folder, advice = folder or checkpoints(), f"`git checkout data/checkpoints`, or train it anew: `course train {name}`"
-    model, entries = known(name).build(), manifest(folder)
-    if name not in entries:
-        raise FileNotFoundError(f"{folder / 'manifest.json'} does not list {name}. To get it back: {advice}")
-    path = folder / entries[name]["file"]
-    files.verify(path, entries[name]["sha256"], advice)
-    model.load_state_dict(unpacked(load_file(path)))
+    model, (path, entry), device = known(name).build(), best(name, folder), chosen_device(device)
+    files.verify(path, entry["sha256"], _advice(name, path))
+    try:
+        model.load_state_dict(unpacked(load_file(path)))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not of the network that the recipe {name} has now; move it elsewhere") from error
     # convolutions on a CPU run about a quarter faster with the channels last in memory; nothing else changes
-    return model.to(device or default_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _advice(name: str, path: Path) -> str:
+    """One file alone: no other weights change, and no manifest."""
+    if path.parent == checkpoints():
+        return f"`git checkout -- data/checkpoints/{path.name}`, or train it anew: `course train {name}`"
+    return f"train it anew: `course train {name}`; while {path} is not there, the next best weights take its place"
 
 
 def packed(weights: dict[str, Tensor], int8: bool) -> dict[str, Tensor]:
-    """Weights as a file holds them: fp16, or matrices and kernels as int8 with one scale a row (an output of the layer)."""
-    halves = {k: v.half().contiguous().cpu() for k, v in weights.items()}
+    """Weights, on any device, as a file holds them: fp16, or matrices and kernels as int8 with one scale a row (an output of
+    the layer)."""
+    weights = {k: v.cpu() for k, v in weights.items()}
+    stored = {k: v.half().contiguous() for k, v in weights.items()}
     for k, v in weights.items() if int8 else ():
         if v.ndim > 1:
-            scale = v.flatten(1).abs().amax(1).clamp(min=1e-12).cpu() / 127
-            halves |= {k: (v.cpu() / per_row(scale, v)).round().to(torch.int8).contiguous(), f"{k}:scale": scale}
-    return halves
+            scale = v.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+            stored |= {k: (v / per_row(scale, v)).round().to(torch.int8).contiguous(), f"{k}:scale": scale}
+    return stored
 
 
 def unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -423,54 +492,90 @@ def unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def verify_all() -> list[tuple[str, bool, str]]:
-    """Check every file of weights in the manifest: (name, is it sound, what to say about it)."""
-    return [_report(name, entry) for name, entry in manifest().items()]
+    """Check every file of weights that a manifest lists, and that each recipe has one that ships: (name, is it sound, what to
+    say about it)."""
+    shipped = {entry["recipe"] for entry in entries(checkpoints()).values()}
+    missing = [(name, False, "data/checkpoints/manifest.json is missing or does not list it. To get it back: "
+                "`git checkout -- data/checkpoints/manifest.json`") for name in RECIPES if name not in shipped]
+    return missing + [_report(path, entry) for path, entry in listed()]
 
 
-def _report(name: str, entry: dict) -> tuple[str, bool, str]:
+def _report(path: Path, entry: dict) -> tuple[str, bool, str]:
+    name = path.stem if path.parent == checkpoints() else f"my/{path.stem}"
     try:
-        files.verify(checkpoints() / entry["file"], entry["sha256"], f"course train {name}")
+        files.verify(path, entry["sha256"], _advice(entry["recipe"], path))
     except (OSError, ValueError) as error:
         return name, False, str(error)
     return name, True, f"{entry['parameters']:,} parameters"
 
 
+def sums(names: Sequence[str]) -> dict[str, str]:
+    """Check sums of files of data/ and of the best weights of recipes, by these names."""
+    return {name: (best(name)[1] if name in RECIPES else data.entry(name))["sha256"] for name in names}
+
+
 def train(name: str, device: torch.device | str | None = None, steps: int | None = None, out: str | Path | None = None,
-          further: bool = False) -> Path:
-    """Carry out a recipe: train, measure, write the weights and their manifest entry; returns the file's path.
+          further: bool = False) -> Path | None:
+    """Carry out a recipe: train, measure, write weights and their entry into `out` (`own()`); returns the new file's path.
 
     Resumes from NAME.state.pt in the same folder after a kill. steps other than the recipe's own are recorded as such.
-    further: begin with the weights that are there, and let the learning rate rise and fall once more; steps and seconds add up.
+    further: begin with the best weights there are, of `out` if it is given, and let the learning rate rise and fall once more;
+    steps and seconds add up. Under torchrun all processes but the first return None.
+    Raises ValueError for an unknown name or device, no steps, or a state of another run; BlockingIOError if another process
+    is training the same; what `training.train` raises.
     """
-    function, folder = known(name), Path(out) if out else checkpoints()
-    join_process_group()                                                        # before a recipe puts its teacher on a device
-    steps = steps or function.steps
-    path, state = folder / f"{name}.safetensors", folder / f"{name}.state.pt"
-    torch.manual_seed(0)  # the initial weights
-    model, before = function.build(), {}
-    if further:
-        model.load_state_dict(load(name, folder=folder).state_dict())
-        before = manifest(folder)[name]
-    elif function.start:                                       # what its own network is told besides, it has to learn itself
-        model.load_state_dict(model.state_dict() | load(function.start).state_dict())
-    trained, metrics = function(model, steps=steps, device=device, checkpoint=state, seed=before.get("steps", 0))
-    if join_process_group()[0] == 0:
-        store(name, trained, metrics, steps, path, before)
+    function, folder = known(name), Path(out) if out else own()
+    rank, _ = join_process_group()                                              # before a recipe puts its teacher on a device
+    device, steps, state = chosen_device(device), function.steps if steps is None else steps, folder / f"{name}.state.pt"
+    with files.locked(state) if rank == 0 else nullcontext():
+        torch.manual_seed(0)  # the initial weights
+        model, before = function.build(), {}
+        if further:
+            before = best(name, out and folder)[1]
+            model.load_state_dict(load(name, folder=out and folder).state_dict())
+        elif function.start:                                   # what its own network is told besides, it has to learn itself
+            model.load_state_dict(model.state_dict() | load(function.start).state_dict())
+        read = sums((*function.reads, *filter(None, [function.start])))
+        identity = {"recipe": name, "further": before.get("sha256", ""), **read}
+        trained, metrics = function(model, steps=steps, device=device, checkpoint=state, seed=before.get("steps", 0),
+                                    identity=identity)
+        if rank > 0:
+            return None
+        path = store(name, trained, metrics, steps, folder, before)
         state.unlink()
     return path
 
 
-def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, path: Path, before: dict | None = None) -> None:
-    """Write fp16 weights, then the manifest that vouches for them; both atomically. before: the entry of what it began with."""
+def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, folder: Path, before: dict | None = None) -> Path:
+    """Write weights as a new file, then the manifest that vouches for them, both atomically: what was there before stays, whole
+    and listed, whenever this is killed. before: the entry of what the training began with."""
     before = before or {"steps": 0, "train_seconds": 0}
     weights = packed(trained.model.state_dict(), RECIPES[name].int8)
-    files.atomic_write(path, lambda file: file.write(save(weights)))
-    device = device_name(next(trained.model.parameters()).device)
-    entry = {
-        "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": before["steps"] + steps,
-        "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()), "device": device,
-        "torch": torch.__version__, "train_seconds": before["train_seconds"] + round(trained.seconds),
-        "final_loss": sum(trained.losses[-200:]) / len(trained.losses[-200:]), "metrics": metrics,
-    }
-    text = json.dumps({**manifest(path.parent), name: entry}, indent=2, sort_keys=True) + "\n"
-    files.atomic_write(path.parent / "manifest.json", lambda file: file.write(text.encode()))
+    with files.locked(folder / "manifest.json", wait=True):
+        others = entries(folder)
+        stems = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+        path = next(path for stem in stems if stem not in others and not (path := folder / f"{stem}.safetensors").exists())
+        files.atomic_write(path, lambda file: file.write(save(weights)))
+        entry = {
+            "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": before["steps"] + steps,
+            "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "device": device_name(next(trained.model.parameters()).device), "torch": torch.__version__,
+            "train_seconds": before["train_seconds"] + round(trained.seconds),
+            "final_loss": sum(trained.losses[-200:]) / len(trained.losses[-200:]), "metrics": metrics,
+        }
+        text = json.dumps({**others, path.stem: entry}, indent=2, sort_keys=True) + "\n"
+        files.atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
+    return path
+
+
+def standing(path: Path) -> str:
+    """What a newly trained file is worth, and whether `load` takes it or another."""
+    entry, = (entry for each, entry in listed(path.parent) if each == path)
+    name, (chosen, its) = entry["recipe"], best(entry["recipe"])
+    function = known(name)
+    merit, its_merit = (f"{function.merit} {each['metrics'][function.merit]:.4g}" for each in (entry, its))
+    told = f"{path}: {merit} ({'more' if function.sign > 0 else 'less'} is better). "
+    if chosen == path:
+        return told + f"The course's notebooks use it from now on, as the best weights that {name} has."
+    return told + (f"The course's notebooks go on with {chosen}, {its_merit}. "
+                   f"The new ones stay where they are; recipes.load can be told their folder.")

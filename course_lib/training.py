@@ -6,6 +6,8 @@ threads the final weights agree bit for bit.
 """
 
 import copy
+import io
+import math
 import os
 import platform
 import time
@@ -19,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .files import atomic_write
+from .files import read_sealed, write_sealed
 
 LossFunction = Callable[..., Tensor]  # loss(model, *rows of the data, generator) -> scalar
 
@@ -38,6 +40,18 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def chosen_device(name: torch.device | str | None) -> torch.device:
+    """The device of that name, None for the default one. ValueError if it is not there or cannot compute."""
+    device = default_device() if name is None else name
+    try:
+        torch.zeros(1, device=device).item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # of unknown names, of what is not here
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that is here, as {here}, got {str(name)!r} ({reason})") from error
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or how many cores of which kind of processor."""
     if device.type == "cuda":
@@ -48,15 +62,17 @@ def device_name(device: torch.device) -> str:
 
 def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor], *, steps: int, batch: int = 128,
           lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01, ema: float = 0.999, clip: float = 1.0,
-          seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200,
+          seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200, identity: dict[str, str] | None = None,
           device: torch.device | str | None = None, progress: bool = True) -> Trained:
     """Minimise loss_function(model, *rows, generator) over `steps` batches drawn from the tensors in `data`, all (N, ...).
 
     AdamW with linear warm-up, then a cosine down to 0. The EMA decay rises to `ema` as (1 + step)/(10 + step). With a
-    `checkpoint` path the state is saved there atomically every `save_every` steps and at the end, and a run that finds the
-    file goes on from it. Under torchrun the rows of each batch are shared out over the processes.
-    Raises ValueError for tensors of unequal length, no steps, a checkpoint of another run; FloatingPointError if the loss is
-    not finite; OSError, with the last checkpoint intact, if it cannot be written.
+    `checkpoint` path the state is saved there atomically, under a check sum, every `save_every` steps and at the end, and a run
+    that finds the file goes on from it, if it has the same settings, release of torch and `identity`: what else the result
+    depends on, as sums of data and teachers. Under torchrun the rows of each batch are shared out over the processes.
+    Raises ValueError for tensors of unequal length, no steps, no such device, a checkpoint that is damaged or another run's;
+    FloatingPointError, before the weights change, if loss or gradient is not finite; OSError if a checkpoint cannot be
+    written. The last checkpoint stays intact.
     """
     if steps < 1 or batch < 1:
         raise ValueError(f"steps, batch: expected at least 1 of each, got {steps} and {batch}")
@@ -65,21 +81,22 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
     rank, world = join_process_group()
     if batch < world:
         raise ValueError(f"batch: expected at least one row for each of {world} processes, got {batch}")
-    device = torch.device(device) if device is not None else default_device()
+    device = chosen_device(device)
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     settings = {"steps": steps, "batch": batch, "lr": lr, "warmup": warmup, "weight_decay": weight_decay, "ema": ema,
-                "clip": clip, "seed": seed, "world": world, "parameters": sum(p.numel() for p in model.parameters())}
+                "clip": clip, "seed": seed, "world": world, "parameters": sum(p.numel() for p in model.parameters()),
+                "torch": torch.__version__.partition("+")[0], **(identity or {})}
     model = model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    first, losses, before = _resume(checkpoint, settings, model, average, optimizer, device)
+    saved, losses, before = _resume(checkpoint, settings, model, average, optimizer)
     if world > 1:
         for p in (*model.parameters(), *average.parameters()):
             dist.broadcast(p.data, 0)
     data = [d.to(device) for d in data]
     start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
-    bar = tqdm(range(first, steps), initial=first, total=steps, disable=not progress or rank > 0, mininterval=1.0)
+    bar = tqdm(range(saved, steps), initial=saved, total=steps, disable=not progress or rank > 0, mininterval=1.0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in bar:
             rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,
@@ -92,22 +109,21 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
             loss = loss * (len(rows) * world / batch)                       # the mean over ranks is the mean over rows
             loss.backward()
             loss = _average_over_ranks(model, loss.detach(), world)
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+            losses.append(_finite(loss, norm, step, f"{checkpoint} is intact, after {saved} steps" if saved else
+                                  "no step was saved"))
             for group in optimizer.param_groups:
                 group["lr"] = lr * _lr_factor(step, steps, warmup)
             optimizer.step()
             optimizer.zero_grad()
             _follow(average, model, min(ema, (1 + step) / (10 + step)))
-            losses.append(loss.item())
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is intact")
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
             if checkpoint is not None and rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
-                state = {"step": step + 1, "settings": settings, "model": model.state_dict(), "ema": average.state_dict(),
-                         "optimizer": optimizer.state_dict(), "losses": losses,
-                         "seconds": before + time.perf_counter() - start}
-                atomic_write(checkpoint, lambda file, state=state: torch.save(state, file))
+                saved = step + 1
+                _save(checkpoint, {"step": saved, "settings": settings, "losses": losses, "model": model.state_dict(),
+                                   "ema": average.state_dict(), "optimizer": optimizer.state_dict(),
+                                   "seconds": before + time.perf_counter() - start})
     return Trained(average, losses, before + time.perf_counter() - start)
 
 
@@ -120,22 +136,45 @@ def join_process_group() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def _resume(checkpoint, settings, model, average, optimizer, device) -> tuple[int, list[float], float]:
-    """Load the state at `checkpoint`, if there is one: the next step, the losses so far, the seconds spent."""
+def _finite(loss: Tensor, norm: Tensor, step: int, kept: str) -> float:
+    """The loss as a number, waiting once for it and the gradient's norm. FloatingPointError if one of them is not finite."""
+    loss, norm = torch.stack([loss, norm.to(loss)]).tolist()
+    if not math.isfinite(loss + norm):
+        raise FloatingPointError(f"the loss is {loss} and the norm of its gradient {norm} at step {step}; {kept}. The same run "
+                                 "would meet the same numbers: go on from there on another device, or begin anew with a lower "
+                                 "lr or another seed")
+    return loss
+
+
+def _save(checkpoint: str | Path, state: dict) -> None:
+    """In memory first: where a disk is full, torch.save itself stops at an assertion that names neither disk nor file."""
+    written = io.BytesIO()
+    torch.save(state, written)
+    write_sealed(checkpoint, written.getvalue())
+
+
+def _resume(checkpoint, settings, model, average, optimizer) -> tuple[int, list[float], float]:
+    """Load the state at `checkpoint`, if there is one: the next step, the losses so far, the seconds spent.
+
+    All goes through the CPU, where Adam's counts of steps stay: on a GPU it would wait for each of them at every step.
+    """
     if checkpoint is None or not Path(checkpoint).exists():
         return 0, [], 0.0
     try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(read_sealed(checkpoint)), map_location="cpu", weights_only=True)
         its = state["settings"]
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the caller
         raise ValueError(f"checkpoint: {checkpoint} is damaged or no checkpoint; delete it to start afresh") from error
     if its != settings:
-        changed = {k: (its.get(k), v) for k, v in settings.items() if its.get(k) != v}
+        changed = {k: (its.get(k), settings.get(k)) for k in (its | settings) if its.get(k) != settings.get(k)}
         raise ValueError(f"checkpoint: {checkpoint} belongs to a run with other settings (its own, this run's): {changed}; "
                          "delete it or choose another path")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:  # as many parameters, of other names or shapes
+        raise ValueError(f"checkpoint: {checkpoint} belongs to another network; delete it or choose another path") from error
     return state["step"], state["losses"], state["seconds"]
 
 

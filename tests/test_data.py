@@ -252,6 +252,33 @@ def test_a_file_that_is_not_listed_is_refused():
         data.path("mnist.npz")
 
 
+@pytest.mark.parametrize("content", ["{}", None, '{"words.npz": {"sha256": "1"}}', '{\n\n'],
+                         ids=["empty", "missing", "no size", "cut short"])
+def test_no_table_of_sums_is_no_proof_that_all_is_well(home, content):
+    table = home / "data" / "checksums.json"
+    table.unlink() if content is None else table.write_text(content)
+    found = data.verify_all()
+    assert [name for name, *_ in found] == list(data.FILES) and not any(sound for _, sound, _ in found)
+    assert all("`git checkout -- data/checksums.json`" in what for *_, what in found)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"checksums.json.*`git checkout -- data/checksums.json`"):
+        data.fashion_mnist()
+
+
+def test_a_damaged_table_of_sums_is_named_with_its_line(home):
+    (home / "data" / "checksums.json").write_text('{\n  "words.npz": {"sha256": "1",,\n')
+    with pytest.raises(ValueError, match=r"checksums.json is damaged: .*line 2 column"):
+        data.checksums()
+
+
+def test_every_file_of_data_is_listed_and_no_other(root):
+    assert list(data.checksums()) == sorted(data.FILES)
+    tables = {"ledger.csv", "solvers.csv", "parallel.csv", "devices.csv"}                        # `course measure` writes them
+    shipped = {path.relative_to(root / "data").as_posix() for path in (root / "data").rglob("*") if path.is_file()
+               and path.relative_to(root / "data").parts[0] not in ("LICENSES", "prepare", "checkpoints", "cache")
+               and not path.name.endswith((".md", ".lock", ".part"))}
+    assert shipped == {*data.FILES, *tables, "checksums.json"}
+
+
 def test_every_committed_file_is_sound():
     assert [message for _, sound, message in data.verify_all() if not sound] == []
 
@@ -362,6 +389,45 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match="could not be written") as caught:
         files.atomic_write(tmp_path / "folder" / "file", lambda file: file.write(b"new"))
     assert str(tmp_path / "folder" / "file") in str(caught.value)
+
+
+# --- sealed files and locks -----------------------------------------------------------------------------------------
+
+def test_a_sealed_file_gives_back_what_went_in_or_says_that_it_is_damaged(tmp_path):
+    path = tmp_path / "file"
+    for payload in (b"", b"some bytes"):
+        files.write_sealed(path, payload)
+        assert files.read_sealed(path) == payload
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content[1:], content + b"x", *(
+            content[:i] + bytes([content[i] ^ 1]) + content[i + 1:] for i in range(len(content)))):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"file is damaged: its last 32 bytes are not the SHA-256 sum"):
+            files.read_sealed(path)
+    with pytest.raises(FileNotFoundError):
+        files.read_sealed(tmp_path / "other")
+
+
+HOLD = """
+import sys, time
+from course_lib import files
+with files.locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_by_one_and_dies_with_its_process(root, tmp_path):
+    path = tmp_path / "new" / "state.pt"
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], cwd=root, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match=r"state.pt: another process is at work on it"), files.locked(path):
+            pass
+        holder.kill()
+    with files.locked(path), pytest.raises(BlockingIOError), files.locked(path):
+        pass
+    with files.locked(path, wait=True):
+        pass
 
 
 # --- preparation ----------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """The ledger: rows come back as they went in, newer measurements replace older ones, and a bad file is named by its line."""
 
-from dataclasses import fields, replace
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from course_lib.ledger import COLUMNS, Row, read, record, table, write
+from course_lib.ledger import COLUMNS, Row, read, read_table, record, table, write, write_table
 
 ROW = Row(method="ddim", dataset="ring", nfe=20, depth=20, batch=10_000, seconds=0.25, device="2 CPU cores", metric="SW",
           value=0.031, floor=0.03, samples=10_000, seeds=3)
@@ -72,8 +74,8 @@ def spoil(path, old, new):
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("method,dataset", "dataset,method", "ledger.csv: expected the columns method,dataset,.*, got dataset,method"),
-    (",status", "", "ledger.csv: expected the columns"),
+    ("method,dataset", "dataset,method", "ledger.csv, line 1: expected the columns method,dataset,.*, got dataset,method"),
+    (",status", "", "ledger.csv, line 1: expected the columns"),
     ("provisional", "done", "ledger.csv, line 2: status: expected one of"),
     (",20,20,", ",twenty,20,", "ledger.csv, line 2: invalid literal for int"),
     (",20,20,", ",,20,", "ledger.csv, line 2: "),
@@ -84,6 +86,37 @@ def test_a_file_that_is_no_ledger_is_named_by_its_line(path, old, new, message):
     spoil(path, old, new)
     with pytest.raises(ValueError, match=message):
         read(path)
+
+
+def test_a_file_that_is_no_text_is_named(path):
+    path.write_bytes(b"method\xff\xfe")
+    with pytest.raises(ValueError, match="ledger.csv, line 1: .*can't decode"):
+        read(path)
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    name: str
+    n: int | None
+
+
+def test_any_table_comes_back_as_it_went_in(path):
+    points = [Point(0.5, "a", 1), Point(-2.0, "b", None)]
+    write_table(path, points)
+    assert read_table(path, Point) == points
+    path.write_text(path.read_text().replace("-2", "two"))
+    with pytest.raises(ValueError, match="ledger.csv, line 3: could not convert string to float"):
+        read_table(path, Point)
+
+
+def test_rows_that_several_processes_record_at_once_are_all_kept(path):
+    add = "import sys; from course_lib.ledger import record, read; rows = read(sys.argv[1]); record(sys.argv[2], rows)"
+    for n in range(4):
+        write(path.with_name(f"{n}.csv"), [replace(ROW, nfe=n)])
+    runs = [subprocess.Popen([sys.executable, "-c", add, path.with_name(f"{n}.csv"), path]) for n in range(4)]
+    assert [run.wait(60) for run in runs] == [0] * 4
+    assert {row.nfe for row in read(path)} == {0, 1, 2, 3}
 
 
 def test_an_empty_file_is_no_ledger(path):

@@ -263,3 +263,17 @@ def test_the_sweep_measures_reconstruction_and_both_priors(small_emoji, monkeypa
     name = "autoencoder, 2 channels, beta 0.1"
     assert [(row.method, row.metric) for row in rows] == [
         (name, "psnr"), (f"{name}, prior N(0, I)", "kernel_distance"), (f"{name}, diffusion prior", "kernel_distance")]
+
+
+# ---------------------------------------------------------------------------------------------- the tables as they ship
+def test_every_table_that_ships_is_read_in_full(root):
+    assert [name for name, sound, _ in measure.verify_all() if sound] == list(measure.TABLES)
+
+
+def test_a_table_that_is_damaged_or_gone_is_named(small_course):
+    for name in measure.TABLES:
+        small_course.with_name(name).write_text("library,solver\n")
+    small_course.unlink()
+    (_, gone, why), (_, damaged, how), *_ = measure.verify_all()
+    assert not gone and "No such file" in why and "`git checkout -- data/ledger.csv`" in why
+    assert not damaged and "solvers.csv, line 1: expected the columns library,solver,grid" in how

@@ -1,13 +1,15 @@
 """Recipes: weights come back as they were stored, damage is named, and a few steps of every recipe run to the end."""
 
 import json
+import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from course_lib import data, recipes
+from course_lib import data, files, recipes, text
 from course_lib.denoiser import Preconditioned, V
 from course_lib.networks import Captions, Classifier, DiT
 from course_lib.schedules import CosineVP
@@ -41,9 +43,13 @@ def stored(tmp_path):
     """A folder with the weights of an untrained classifier, and that classifier."""
     torch.manual_seed(5)
     model = Classifier().eval()
-    trained = Trained(model, [2.0, 1.0], 3.0)
-    recipes.store("fashion_classifier", trained, {"test_accuracy": 0.1}, 7, tmp_path / "fashion_classifier.safetensors")
+    recipes.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, 7, tmp_path)
     return tmp_path, model
+
+
+def visible(folder):
+    """The files of a folder but for locks."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
 
 
 # ---------------------------------------------------------------------------------------------- load
@@ -67,7 +73,7 @@ def test_the_manifest_says_how_the_weights_came_to_be(stored):
 
 def test_a_second_entry_leaves_the_first(stored):
     folder, model = stored
-    recipes.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder / "fashion_teacher.safetensors")
+    recipes.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder)
     assert sorted(recipes.manifest(folder)) == ["fashion_classifier", "fashion_teacher"]
 
 
@@ -103,15 +109,95 @@ def test_damaged_weights_are_refused_before_they_are_read(stored, damage):
         recipes.load("fashion_classifier", folder=folder)
 
 
-def test_verify_all_tells_sound_from_damaged(stored, monkeypatch):
+@pytest.fixture
+def shipped(stored, monkeypatch):
+    """As if these weights of the classifier were what ships, and a learner had none yet."""
     folder, model = stored
+    monkeypatch.setattr(data, "ROOT", folder / "course")
     monkeypatch.setattr(recipes, "checkpoints", lambda: folder)
+    return folder, model
+
+
+def test_verify_all_tells_sound_from_damaged(shipped, monkeypatch):
+    folder, model = shipped
+    monkeypatch.setattr(recipes, "RECIPES", {"fashion_classifier": recipes.RECIPES["fashion_classifier"]})
     count = sum(p.numel() for p in model.parameters())
     assert recipes.verify_all() == [("fashion_classifier", True, f"{count:,} parameters")]
+    recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, recipes.own())
+    assert [name for name, sound, _ in recipes.verify_all() if sound] == ["fashion_classifier", "my/fashion_classifier"]
     path = folder / "fashion_classifier.safetensors"
     path.write_bytes(flipped(path.read_bytes()))
-    (name, sound, what), = recipes.verify_all()
-    assert name == "fashion_classifier" and not sound and "is damaged" in what
+    (name, sound, what), (_, own_sound, _) = recipes.verify_all()
+    assert name == "fashion_classifier" and not sound and "is damaged" in what and own_sound
+    assert "`git checkout -- data/checkpoints/fashion_classifier.safetensors`, or train" in what, "and no other file"
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("{}")], ids=["no manifest", "no entry"])
+def test_verify_all_misses_recipes_that_no_manifest_lists(shipped, spoil):
+    spoil(shipped[0] / "manifest.json")
+    found = recipes.verify_all()
+    assert [name for name, *_ in found] == list(recipes.RECIPES) and not any(sound for _, sound, _ in found)
+    assert all("`git checkout -- data/checkpoints/manifest.json`" in what for *_, what in found)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b'{"a": {\n"file": 1,,', "line 2 column"), (b"\xff\xfe", "can't decode"), (b"[]", "expected a table of entries"),
+    (b'{"a": {"file": "a"}}', "the entry 'a' lacks some of file, metrics, recipe, sha256")],
+    ids=["cut short", "no text", "a list", "an entry without a sum"])
+def test_a_damaged_manifest_is_named_with_its_line_and_the_way_back(shipped, content, message):
+    folder, _ = shipped
+    (folder / "manifest.json").write_bytes(content)
+    for use in (recipes.verify_all, partial(recipes.load, "fashion_classifier")):
+        with pytest.raises(ValueError, match=rf"manifest.json is damaged: .*{message}.*`git checkout -- data/checkpoints"):
+            use()
+
+
+def test_every_recipe_ships_weights_with_the_figure_by_which_they_are_judged():
+    found = {name: entry["metrics"].get(recipes.RECIPES[name].merit) for name, entry in recipes.manifest().items()}
+    assert list(found) == list(recipes.RECIPES) and all(isinstance(value, float) for value in found.values())
+    rising = {name for name, function in recipes.RECIPES.items() if function.sign == 1}
+    assert rising == {"fashion_classifier", "emoji_autoencoder", "sentence_autoencoder"}
+
+
+def test_the_best_weights_are_used_and_none_are_lost(shipped):
+    """Of a learner's three, one is better than what ships, one worse and one no number."""
+    folder, model = shipped
+    paths = []
+    for figure in (0.05, 0.3, 0.2, math.nan):
+        shifted = Classifier()
+        shifted.load_state_dict({k: v + figure for k, v in model.state_dict().items()})
+        metrics = {"test_accuracy": figure}
+        paths.append(recipes.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, 5, recipes.own()))
+        if figure == 0.05:
+            assert recipes.best("fashion_classifier")[0].parent == folder, "what ships is better than the first"
+            assert recipes.standing(paths[0]) == (
+                f"{paths[0]}: test_accuracy 0.05 (more is better). The course's notebooks go on with "
+                f"{folder / 'fashion_classifier.safetensors'}, test_accuracy 0.1. "
+                "The new ones stay where they are; recipes.load can be told their folder.")
+    assert [path.name for path in paths] == ["fashion_classifier.safetensors",
+                                             *(f"fashion_classifier-{n}.safetensors" for n in (2, 3, 4))]
+    assert recipes.best("fashion_classifier")[0] == paths[1] and "use it from now on" in recipes.standing(paths[1])
+    assert recipes.manifest()["fashion_classifier"]["metrics"] == {"test_accuracy": 0.3}
+    assert len(recipes.entries(recipes.own())) == 4 and visible(folder) >= {"fashion_classifier.safetensors", "manifest.json"}
+    paths[1].unlink()
+    assert recipes.best("fashion_classifier")[0] == paths[2], "the next best"
+    bias = recipes.load("fashion_classifier").state_dict()
+    assert all(torch.equal(v, (model.state_dict()[k] + 0.2).half().float()) for k, v in bias.items())
+
+
+def test_weights_that_no_manifest_lists_are_not_written_over(stored):
+    folder, model = stored
+    (folder / "manifest.json").unlink()
+    kept = (folder / "fashion_classifier.safetensors").read_bytes()
+    path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, folder)
+    assert path.name == "fashion_classifier-2.safetensors" and (folder / "fashion_classifier.safetensors").read_bytes() == kept
+
+
+def test_weights_of_another_network_are_named(stored, monkeypatch):
+    folder, _ = stored
+    monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "build", lambda: torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"fashion_classifier.safetensors is not of the network that the recipe"):
+        recipes.load("fashion_classifier", folder=folder)
 
 
 def test_weights_in_eight_bits_are_right_to_half_a_step_of_their_row(generator):
@@ -144,16 +230,21 @@ def test_latents_are_kept_for_these_weights_and_pictures_alone(monkeypatch, tmp_
     (tmp_path / "data").mkdir()
     model, calls = recipes.known("emoji_autoencoder").build().eval(), []
     sums = {f"emoji/{style}.webp": {"sha256": "a"} for style in data.STYLES}
+    sums["emoji/captions.csv"] = {"sha256": "a"}
     monkeypatch.setattr(data, "ROOT", tmp_path)
     monkeypatch.setattr(data, "checksums", lambda: sums)
     monkeypatch.setattr(data, "emoji", lambda split: data.Emoji(torch.zeros(2, 3, 64, 64), torch.zeros(2), torch.zeros(2)))
     monkeypatch.setattr(recipes, "load", lambda name: calls.append(name) or model)
-    monkeypatch.setattr(recipes, "manifest", lambda: {"emoji_autoencoder": {"sha256": "b"}})
+    monkeypatch.setattr(recipes, "best", lambda name: (tmp_path / name, {"sha256": "b"}))
     first = recipes.emoji_latents("test")
     assert first.shape == (2, 4, 16, 16) and torch.equal(recipes.emoji_latents("test"), first) and len(calls) == 1
+    kept, = (tmp_path / "data" / "cache").iterdir()
+    kept.write_bytes(flipped(kept.read_bytes()))
+    assert torch.equal(recipes.emoji_latents("test"), first) and len(calls) == 2, "a damaged file is not believed"
+    assert torch.equal(recipes.emoji_latents("test"), first) and len(calls) == 2
     sums["emoji/3d.webp"]["sha256"] = "c"
     recipes.emoji_latents("test")
-    assert len(calls) == 2, "other pictures, so other latents"
+    assert len(calls) == 3, "other pictures, so other latents"
 
 
 def test_turned_pictures_are_turned_mirrored_and_recoloured_alone():
@@ -182,10 +273,39 @@ def test_an_upscaler_learns_beside_the_small_picture_of_the_same_emoji():
 
 # ---------------------------------------------------------------------------------------------- train
 @every_recipe
+def test_a_state_is_bound_to_all_that_its_recipe_reads(name, tmp_path, monkeypatch):
+    """Files of data and weights that are read until the training begins: those that the recipe declares, and no others."""
+    read, load, path = set(), recipes.load, data.path
+
+    class Begun(Exception):
+        """All is read."""
+
+    def begin(*_, **run):
+        raise Begun(run["identity"])
+
+    monkeypatch.setattr(recipes, "load", lambda name, *where: read.add(name) or load(name, *where))
+    monkeypatch.setattr(data, "path", lambda name: read.add(name) or path(name))
+    words = data.words.__wrapped__
+    monkeypatch.setattr(data, "words", lambda: words())                     # not the kept ones
+    text.vocabulary.cache_clear()
+    monkeypatch.setattr(data, "_sprites", lambda path: torch.zeros(1340, 3, 4, 4, dtype=torch.uint8))
+    monkeypatch.setattr(recipes, "encode_all", lambda model, rows: torch.zeros(len(rows), 4))
+    monkeypatch.setattr(recipes, "emoji_captions", lambda pictures: data.emoji_captions() and data.words() and pictures.name)
+    monkeypatch.setattr(files, "read_sealed", lambda path: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr(files, "write_sealed", lambda path, payload: None)
+    monkeypatch.setattr(recipes, "run_training", begin)
+    with pytest.raises(Begun) as begun:
+        recipes.train(name, "cpu", 2, tmp_path)
+    identity, = begun.value.args
+    assert identity.pop("recipe") == name and identity.pop("further") == ""
+    assert identity.keys() == read and identity == recipes.sums(sorted(read))
+
+
+@every_recipe
 def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, few_images, tmp_path):
     path = recipes.train(name, device="cpu", steps=2, out=tmp_path)
     assert path == tmp_path / f"{name}.safetensors"
-    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.safetensors", "manifest.json"}, "the resume state goes"
+    assert visible(tmp_path) == {f"{name}.safetensors", "manifest.json"}, "the resume state goes"
     entry = recipes.manifest(tmp_path)[name]
     assert entry["steps"] == 2 and entry["full_steps"] == recipes.RECIPES[name].steps
     assert entry["metrics"] and all(isinstance(v, float) for v in entry["metrics"].values())
@@ -206,11 +326,69 @@ def test_a_recipe_that_was_killed_goes_on_from_its_state(few_images, tmp_path, m
         patch.setattr(recipes, "store", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut")
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["fashion_classifier.state.pt"]
+    assert visible(tmp_path / "cut") == {"fashion_classifier.state.pt"}
     with pytest.raises(ValueError, match="other settings"):
         recipes.train("fashion_classifier", "cpu", 4, tmp_path / "cut")
+    with pytest.raises(ValueError, match="steps, batch: expected at least 1 of each, got 0"):
+        recipes.train("fashion_classifier", "cpu", 0, tmp_path / "cut")
     monkeypatch.setattr(recipes, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
     assert recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut").read_bytes() == whole
+
+
+def cut_off(monkeypatch, *arguments, **options):
+    """Train, and be killed before the weights are written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "store", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            recipes.train(*arguments, **options)
+
+
+def test_a_state_of_other_data_another_teacher_or_another_recipe_is_refused(few_images, tmp_path, monkeypatch):
+    cut_off(monkeypatch, "fashion_progressive_4", "cpu", 2, tmp_path)
+    sums = recipes.sums(("fashion_mnist.npz", "fashion_progressive_8"))
+    for name in sums:
+        with monkeypatch.context() as patch:
+            patch.setattr(recipes, "sums", lambda names, name=name: sums | {name: "1234"})
+            with pytest.raises(ValueError, match=rf"other settings .*: \{{'{name}': \('{sums[name]}', '1234'\)\}}; delete it"):
+                recipes.train("fashion_progressive_4", "cpu", 2, tmp_path)
+    (tmp_path / "fashion_progressive_4.state.pt").rename(tmp_path / "fashion_progressive_2.state.pt")
+    with pytest.raises(ValueError, match=r"other settings .*'recipe': \('fashion_progressive_4', 'fashion_progressive_2'\)"):
+        recipes.train("fashion_progressive_2", "cpu", 2, tmp_path)
+    assert visible(tmp_path) == {"fashion_progressive_2.state.pt"}
+
+
+def test_two_trainings_of_one_recipe_at_once_are_kept_apart(few_images, tmp_path):
+    with files.locked(tmp_path / "fashion_classifier.state.pt"):
+        with pytest.raises(BlockingIOError, match=r"fashion_classifier.state.pt: another process is at work on it; let it"):
+            recipes.train("fashion_classifier", "cpu", 2, tmp_path)
+        recipes.train("fashion_teacher", "cpu", 1, tmp_path)
+    recipes.train("fashion_classifier", "cpu", 2, tmp_path)
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_a_kill_between_weights_and_manifest_leaves_what_was_there_and_can_go_on(few_images, tmp_path, monkeypatch, further):
+    if further:
+        recipes.train("fashion_classifier", "cpu", 2, tmp_path)
+    before, write = recipes.manifest(tmp_path), files.atomic_write
+
+    def kill(path, content):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "atomic_write", kill)
+        with pytest.raises(KeyboardInterrupt):
+            recipes.train("fashion_classifier", "cpu", 3, tmp_path, further=further)
+    assert recipes.manifest(tmp_path) == before
+    if further:
+        recipes.load("fashion_classifier", folder=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
+        path = recipes.train("fashion_classifier", "cpu", 3, tmp_path, further=further)
+    assert recipes.entries(tmp_path)[path.stem]["steps"] == (5 if further else 3)
+    assert not (tmp_path / "fashion_classifier.state.pt").exists()
+    files.verify(path, recipes.entries(tmp_path)[path.stem]["sha256"], "")
 
 
 def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few_images, tmp_path, monkeypatch):
@@ -229,7 +407,7 @@ def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few
     recipes.train("fashion_classifier", "cpu", 3, tmp_path, further=True)
     assert all(torch.equal(v, began["weights"][k]) for k, v in before.state_dict().items())
     assert began["seed"] == 2, "other batches and other noise than before"
-    entry = recipes.manifest(tmp_path)["fashion_classifier"]
+    entry = recipes.entries(tmp_path)["fashion_classifier-2"]
     assert entry["steps"] == 5 and entry["train_seconds"] == seconds["train_seconds"] + 60
 
 

@@ -1,5 +1,6 @@
 """Training: it finds a known minimum, survives a kill at any moment bit for bit, and says what is wrong with a checkpoint."""
 
+import errno
 import io
 import json
 import math
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +39,11 @@ def linear():
 def fit(loss=noisy, model=None, **settings):
     settings = {"steps": 30, "batch": 8, "warmup": 5, "device": "cpu", "progress": False} | settings
     return train(loss, model or linear(), [X, Y], **settings)
+
+
+def load_state(path):
+    """What a checkpoint holds; ValueError if it is not under its check sum."""
+    return torch.load(io.BytesIO(files.read_sealed(path)))
 
 
 def same(a, b):
@@ -156,7 +161,16 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     first = fit(checkpoint=tmp_path / "state.pt")
     again = fit(lambda *_: pytest.fail("nothing is left to do"), checkpoint=tmp_path / "state.pt")
     assert same(first.model, again.model) and again.losses == first.losses
-    assert again.seconds >= torch.load(tmp_path / "state.pt")["seconds"] > 0
+    assert again.seconds >= load_state(tmp_path / "state.pt")["seconds"] > 0
+
+
+def test_a_state_is_read_on_the_cpu_where_adam_counts(tmp_path, monkeypatch):
+    """Counts that were read onto a GPU would stay there, and every step would wait for one of each parameter."""
+    fit(checkpoint=tmp_path / "state.pt")
+    asked, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: asked.append(k["map_location"]) or load(*a, **k))
+    fit(checkpoint=tmp_path / "state.pt")
+    assert asked == ["cpu"]
 
 
 RUN = """
@@ -199,10 +213,10 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_never_killed(r
         kills += process.poll() is None
         process.kill()
         process.communicate()
-    assert kills == 2 and torch.load(killed)["step"] < 400, "both kills must come in the middle of a run"
+    assert kills == 2 and load_state(killed)["step"] < 400, "both kills must come in the middle of a run"
     finish(start(root, "-c", RUN, killed))
     finish(undisturbed)
-    a, b = torch.load(whole), torch.load(killed)
+    a, b = load_state(whole), load_state(killed)
     assert a["losses"] == b["losses"] and a["step"] == b["step"] == 400
     for part in ("model", "ema"):
         assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
@@ -226,6 +240,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"belongs to a run with other settings .*'parameters': \(4, 17\)"):
         fit(model=nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1), nn.Linear(1, 1, bias=False)),
             checkpoint=tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"checkpoint: .*state.pt belongs to another network; delete it or choose"):
+        fit(model=nn.Sequential(linear()), checkpoint=tmp_path / "state.pt")
+
+
+def test_a_checkpoint_made_from_other_things_is_refused_by_their_name(tmp_path):
+    """What a result depends on besides its settings: whose run it is, its data and teachers, the release of torch."""
+    fit(checkpoint=tmp_path / "state.pt", identity={"recipe": "a", "teacher": "1234"})
+    with pytest.raises(ValueError, match=r"other settings .*: \{'recipe': \('a', 'b'\)\}; delete it"):
+        fit(checkpoint=tmp_path / "state.pt", identity={"recipe": "b", "teacher": "1234"})
+    with pytest.raises(ValueError, match=r"other settings .*: \{'teacher': \('1234', None\)\}; delete it"):
+        fit(checkpoint=tmp_path / "state.pt", identity={"recipe": "a"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0.0+cpu")
+        with pytest.raises(ValueError, match=r"other settings .*: \{'torch': \('\d+\.\d+\.\d+\w*', '1.0.0'\)\}; delete it"):
+            fit(checkpoint=tmp_path / "state.pt", identity={"recipe": "a", "teacher": "1234"})
+    fit(checkpoint=tmp_path / "state.pt", identity={"recipe": "a", "teacher": "1234"})
 
 
 def cut_short(data):
@@ -242,8 +272,14 @@ def another_file(data):
     return written.getvalue()
 
 
-@pytest.mark.parametrize("damage", [cut_short, scrambled, another_file, lambda data: b"", lambda data: b"not a checkpoint"],
-                         ids=["cut short", "scrambled", "another file", "empty", "text"])
+def flipped(data, at=-200):
+    """One bit of the state is another, in the middle of the weights or in what is behind them."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+
+
+@pytest.mark.parametrize("damage", [cut_short, scrambled, another_file, flipped, lambda data: flipped(data, len(data) // 2),
+                                    lambda data: b"", lambda data: b"not a checkpoint"],
+                         ids=["cut short", "scrambled", "another file", "flipped bit", "flipped weight", "empty", "text"])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     path = tmp_path / "state.pt"
     fit(checkpoint=path)
@@ -267,21 +303,33 @@ def test_a_checkpoint_is_replaced_by_a_whole_one_never_written_over(tmp_path):
     assert (path.read_bytes(), second_name.read_bytes()) == (b"new", b"old")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+class Full(io.FileIO):
+    """A file on a disk with room for ten kilobytes more."""
+
+    def write(self, content):
+        if self.tell() + len(content) > 10_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(content)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
     path, saved = tmp_path / "state.pt", []
 
     def loss(model, x, y, generator):
         if path.exists() and not saved:  # from the second save on, the disk is full
             saved.append(path.read_bytes())
-            monkeypatch.setattr(files, "open", lambda name, mode: open("/dev/full", mode), raising=False)
+            monkeypatch.setattr(files, "open", Full, raising=False)
         return noisy(model, x, y, generator)
 
-    with pytest.raises(OSError, match=r"state.pt could not be written: .*No space left"):
-        fit(loss, checkpoint=path, save_every=4)
+    def wide():  # more weights than there is room for
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 10_000), nn.Linear(10_000, 1))
+
+    with pytest.raises(OSError, match=r"^\S*state.pt could not be written: \[Errno 28\] No space left on device$"):
+        fit(loss, wide(), checkpoint=path, save_every=4)
     monkeypatch.undo()
     assert path.read_bytes() == saved[0] and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
-    resumed, whole = fit(checkpoint=path, save_every=4), fit()
+    resumed, whole = fit(model=wide(), checkpoint=path, save_every=4), fit(model=wide())
     assert resumed.losses == whole.losses and same(resumed.model, whole.model)
 
 
@@ -293,9 +341,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         calls.append(path.read_bytes() if path.exists() else b"")
         return noisy(model, x, y, generator) * (value if len(calls) == 8 else 1)
 
-    with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 7; the last checkpoint is intact"):
+    with pytest.raises(FloatingPointError, match=rf"the loss is {value} .* at step 7; .*state.pt is intact, after 4 steps. "):
         fit(loss, checkpoint=path, save_every=4)
-    assert path.read_bytes() == calls[-1] and torch.load(path)["step"] == 4
+    assert path.read_bytes() == calls[-1] and load_state(path)["step"] == 4
+
+
+class _Spoil(torch.autograd.Function):
+    """The identity, whose gradient is no number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize("bad", [7, 29], ids=["before a save", "last step"])
+def test_a_gradient_that_is_not_finite_reaches_neither_the_weights_nor_a_checkpoint(tmp_path, bad):
+    """The loss of that very step is finite, and of the last step no other loss follows that would tell."""
+    path, calls, model = tmp_path / "state.pt", [], linear()
+
+    def loss(model, x, y, generator):
+        calls.append(path.read_bytes() if path.exists() else b"")
+        return (_Spoil.apply if len(calls) == bad + 1 else torch.clone)(noisy(model, x, y, generator))
+
+    with pytest.raises(FloatingPointError, match=rf"the loss is \d.* the norm of its gradient nan at step {bad}; .* is intact"):
+        fit(loss, model, checkpoint=path, save_every=4)
+    assert path.read_bytes() == calls[-1] and load_state(path)["step"] == bad // 4 * 4
+    assert bool(model.weight.isfinite().all())
+
+
+def test_a_step_waits_for_its_device_once(monkeypatch):
+    """Loss and gradient are looked at together: on a GPU each look is a wait."""
+    looks = []
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, weight_decay: torch.optim.SGD(p, lr))  # Adam counts on the CPU
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        look = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, look=look: looks.append(x) or look(x))
+    fit(regression, steps=10, warmup=10)
+    assert len([x for x in looks if x.shape == (2,)]) == 10 and len(looks) == 11, "and once for the device before the start"
 
 
 # ---------------------------------------------------------------------------------------------- arguments
@@ -303,6 +389,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 def test_no_steps_or_no_rows_are_refused(settings):
     with pytest.raises(ValueError, match="steps, batch: expected at least 1 of each, got"):
         fit(**settings)
+
+
+@pytest.mark.parametrize("device", ["cdua", "cuda:99", "mps:9", "meta", "", 2.5], ids=str)
+def test_a_device_that_is_not_here_is_named(device):
+    with pytest.raises(ValueError, match=rf"^device: expected one that is here, as cpu.*, got '{device}' \(.*\)$"):
+        fit(device=device)
 
 
 @pytest.mark.parametrize("data", [[torch.zeros(3, 3), torch.zeros(4, 1)], [torch.zeros(0, 3), torch.zeros(0, 1)]],

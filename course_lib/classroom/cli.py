@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options, root)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
 
@@ -43,22 +43,28 @@ def _parser() -> argparse.ArgumentParser:
     update = command(_update, "bring your copies to the course's present version, with your answers")
     update.add_argument("chapters", type=int, nargs="*", metavar="chapter")
     command(_doctor, "is this machine ready: python, torch, device, data, weights")
-    train = command(_train, "rebuild a trained model that the course ships; without a name, list them")
+    train = command(_train, "train a model that the course ships; without a name, list them")
     train.add_argument("name", nargs="?")
     train.add_argument("--device")
-    train.add_argument("--steps", type=int)
-    train.add_argument("--out", type=Path)
-    train.add_argument("--further", action="store_true", default=None, help="begin with the weights that are there")
+    train.add_argument("--steps", type=_count)
+    train.add_argument("--out", type=Path, help="the folder of the new weights (default: my/weights)")
+    train.add_argument("--further", action="store_true", default=None, help="begin with the best weights that are there")
     measure = command(_measure, "measure rows of the ledger; without a name, list what can be measured")
     measure.add_argument("name", nargs="?")
     measure.add_argument("--device")
-    measure.add_argument("--samples", type=int)
-    measure.add_argument("--seeds", type=int)
+    measure.add_argument("--samples", type=_count)
+    measure.add_argument("--seeds", type=_count)
     build = command(_build, "for authors: build the notebooks from notebooks/source")
     build.add_argument("chapters", type=int, nargs="*", metavar="chapter")
     build.add_argument("--force", action="store_true", help="run solutions again even if their code is unchanged")
     build.add_argument("--check", action="store_true", help="only say what is not as the sources build it; run nothing")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _root(root: Path | None) -> Path:
@@ -133,7 +139,9 @@ def _train(options, root) -> int:
     recipes = importlib.import_module("course_lib.recipes")
     if options.name is None:
         return _listed(recipes.RECIPES)
-    recipes.train(options.name, **_given(options, "device", "steps", "out", "further"))
+    path = recipes.train(options.name, **_given(options, "device", "steps", "out", "further"))
+    if path:                                            # of several processes only the first has one
+        print(recipes.standing(path))
     return 0
 
 
@@ -143,7 +151,10 @@ def _measure(options, root) -> int:
         return _listed(measurements)
     if options.name not in measurements:
         raise ValueError(f"there is no measurement {options.name!r}; there are {', '.join(measurements)}")
-    measurements[options.name](**_given(options, "device", "samples", "seeds"))
+    given = _given(options, "device", "samples", "seeds")
+    if options.device:
+        given["device"] = importlib.import_module("course_lib.training").chosen_device(options.device)
+    measurements[options.name](**given)
     return 0
 
 

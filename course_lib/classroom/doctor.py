@@ -14,7 +14,8 @@ Finding = tuple[str, bool, str]
 def examine() -> list[Finding]:
     """All findings, the cheap ones first. A missing optional part is well: it says what it would be for."""
     return [_python(), _torch(), _device(), _threads(), _scale(), *_jupyter(), _chromium(),
-            *_verified("course_lib.data", "data"), *_verified("course_lib.recipes", "weights")]
+            *_verified("course_lib.data", "data"), *_verified("course_lib.recipes", "weights"),
+            *_verified("course_lib.classroom.measure", "tables")]
 
 
 def _python() -> Finding:
@@ -69,7 +70,7 @@ def _chromium() -> Finding:
 
 
 def _verified(module: str, what: str) -> list[Finding]:
-    """Every file's check sum, by the module that owns the files."""
+    """Every file, by the module that owns the files: by its check sum, or, of tables that are written anew, row by row."""
     try:
         return importlib.import_module(module).verify_all()
     except (OSError, ValueError, ImportError) as error:

@@ -1,5 +1,6 @@
 """my/ and the course command: nothing of the learner's is lost, and nothing but a right function counts as solved."""
 
+import re
 import types
 
 import pytest
@@ -187,7 +188,35 @@ def test_train_and_measure_pass_on_what_was_given(monkeypatch, capsys, command, 
     monkeypatch.setitem(cli.sys.modules, f"course_lib.{module}", fake)
     assert cli.main([command]) == 0 and capsys.readouterr().out.split() == ["steps", "Count", "steps."]
     assert cli.main([command, "steps", "--device", "cpu"]) == 0
-    assert calls == [{"device": "cpu"}]
+    assert [str(call.pop("device")) for call in calls] == ["cpu"] and calls == [{}]
+
+
+@pytest.mark.parametrize("arguments", [["train", "ring_teacher", "--device", "cdua"],
+                                       ["measure", "solvers", "--device", "mps:9"]])
+def test_a_device_that_is_not_there_is_one_line(capsys, arguments):
+    assert cli.main(arguments) == 2
+    assert re.fullmatch(r"course: device: expected one that is here, as cpu.*, got '\S+' \(.*\)\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [["train", "ring_teacher", "--steps", "0"], ["measure", "solvers", "--samples", "-5"],
+                                       ["measure", "solvers", "--seeds", "0"], ["train", "ring_teacher", "--steps", "1e3"]])
+def test_counts_below_one_start_nothing(capsys, arguments):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert f"{arguments[2]}: expected a whole number of at least 1, got '{arguments[3]}'" in capsys.readouterr().err
+
+
+def test_a_training_that_fails_or_is_done_says_so_in_one_line(monkeypatch, capsys):
+    def diverges(name):
+        raise FloatingPointError("the loss is nan at step 7")
+
+    fake = types.SimpleNamespace(train=diverges, standing=lambda path: f"{path}: test_loss 0.1")
+    monkeypatch.setitem(cli.sys.modules, "course_lib.recipes", fake)
+    assert cli.main(["train", "ring_teacher"]) == 2
+    assert capsys.readouterr().err == "course: the loss is nan at step 7\n"
+    fake.train = lambda name: "ring_teacher-2.safetensors"
+    assert cli.main(["train", "ring_teacher"]) == 0
+    assert capsys.readouterr().out == "ring_teacher-2.safetensors: test_loss 0.1\n"
 
 
 def test_doctor_names_every_part(monkeypatch, capsys):
@@ -195,6 +224,7 @@ def test_doctor_names_every_part(monkeypatch, capsys):
     missing = types.SimpleNamespace(verify_all=lambda: [("b.safetensors", False, "missing")])
     monkeypatch.setitem(cli.sys.modules, "course_lib.data", sound)
     monkeypatch.setitem(cli.sys.modules, "course_lib.recipes", missing)
+    monkeypatch.setitem(cli.sys.modules, "course_lib.classroom.measure", sound)
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "✓ a.npz" in out and "✗ b.safetensors" in out
