@@ -111,7 +111,7 @@ class Chapter:
         titles = banks.exercises(self.number)
         given = {id: {"title": titles[id].title, "given": notebooks.digest(cell.source)}
                  for id, cell in notebooks.by_role(notebook, "exercise").items()}
-        notebook.metadata["course"] = {**self.course, "exercises": given, "version": copies.version(notebook)}
+        notebook.metadata["course"] = {**self.course, "exercises": given, "version": notebooks.version(notebook)}
         return notebook
 
     def _notebook(self, course: dict) -> NotebookNode:

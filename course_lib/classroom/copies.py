@@ -124,14 +124,9 @@ def _prepared(path: Path, notebook: NotebookNode) -> contextlib.AbstractContextM
 
 # --- work that was done in notebooks/ --------------------------------------------------------------------------------
 
-def version(notebook: NotebookNode) -> str:
-    """Eight hexadecimal digits that change with the code and text of any cell; build stores them in a shipped notebook."""
-    return notebooks.digest(*(f"{cell.id} {cell.cell_type} {cell.source}" for cell in notebook.cells))
-
-
 def is_text_given(notebook: NotebookNode) -> bool:
     """Are the cells those that the course built?"""
-    return notebook.metadata.get("course", {}).get("version") == version(notebook)
+    return notebook.metadata.get("course", {}).get("version") == notebooks.version(notebook)
 
 
 def is_given(notebook: NotebookNode) -> bool:
@@ -164,10 +159,10 @@ def _outputs(notebook: NotebookNode) -> list[tuple[NotebookNode, bool]]:
 
 def _is_untouched(own: Path) -> bool:
     """Is there nothing at this place in my/ but a notebook as it was handed out?"""
+    if not os.path.lexists(own):
+        return True
     try:
         notebook = notebooks.read(own)
-    except FileNotFoundError:
-        return not own.is_symlink()
     except (OSError, ValueError):           # a folder, or a damaged notebook: the learner's
         return False
     return is_text_given(notebook) and not any(cell.get("outputs") for cell in notebook.cells)
