@@ -135,9 +135,18 @@ def is_given(notebook: NotebookNode) -> bool:
 
 
 def worked_in(root: Path) -> list[str]:
-    """One sentence for each notebook in notebooks/ that somebody edited or ran."""
-    return [f"{path.relative_to(root)} holds work, but yours is to be in my/{path.name}: only that is checked, counted "
-            f"and updated. {_restore(path)}" for path in given(root) if not is_given(notebooks.read(path))]
+    """One line for each notebook in notebooks/ that somebody edited or ran."""
+    changed = [(path, notebook) for path in given(root) if not is_given(notebook := notebooks.read(path))]
+    return [f"{path.relative_to(root)} holds work"
+            + (f", which my/{path.name} has too" if _has_text_of(notebook, mine(root, path)) else "")
+            + f". Only my/{path.name} is checked, counted and updated. {_restore(path)}" for path, notebook in changed]
+
+
+def _has_text_of(notebook: NotebookNode, own: Path) -> bool:
+    try:
+        return notebooks.version(notebooks.read(own)) == notebooks.version(notebook)
+    except (OSError, ValueError):           # there is none that can be read
+        return False
 
 
 def _work(path: Path) -> NotebookNode:

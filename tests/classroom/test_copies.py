@@ -182,6 +182,7 @@ def test_work_done_in_notebooks_comes_into_my_if_nothing_was_done_there(course, 
     outputs = [cell.id for cell in notebooks.read(mine(course)).cells if cell.get("outputs")]
     assert outputs == [notebooks.read(mine(course)).cells[3].id]            # not the expected text under the checks
     assert shipped(course).read_bytes() == work
+    assert "holds work, which my/97_lines.ipynb has too." in copies.worked_in(course)[0]
 
 
 def test_work_in_both_places_is_left_alone_and_told(course):
@@ -191,7 +192,8 @@ def test_work_in_both_places_is_left_alone_and_told(course):
     work = work_in_the_wrong_place(course)
     assert copies.hand_out(course) == [] and mine(course).read_bytes() == before and shipped(course).read_bytes() == work
     [line] = copies.worked_in(course)
-    assert "notebooks/97_lines.ipynb holds work" in line and "git checkout notebooks/97_lines.ipynb" in line
+    assert "notebooks/97_lines.ipynb holds work. Only my/97_lines.ipynb is checked" in line
+    assert "`git checkout notebooks/97_lines.ipynb` brings back the shipped one" in line
 
 
 def test_a_reset_makes_no_fresh_copy_of_an_edited_notebook(course, capsys):
