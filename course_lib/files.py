@@ -1,11 +1,12 @@
 """Files that can be trusted: check sums before reading, writes that happen whole or not at all, one writer at a time."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,20 +36,29 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
     `write` gets a binary file open for writing, as in `atomic_write("a.pt", lambda file: torch.save(state, file))`.
     The bytes go to a temporary file in the same folder (made if missing), reach the disk, and only then take the
-    name `path`: a kill at any moment leaves the old file or the new one. If `write` fails, the old file stays, the
-    temporary one goes, and the error passes on. Raises OSError naming `path` where the disk is full or read-only.
+    name `path`: a kill at any moment leaves the old file or the new one. The mode stays what it was; a new file's is
+    the umask's. If `write` fails, the old file stays, the temporary one goes, and the error passes on. Raises OSError
+    naming `path` where the disk is full or read-only.
     """
+    with prepared(path, write) as temporary, _naming(path):
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def prepared(path: str | Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """A finished temporary file beside `path`, with its mode, that can take its place; gone afterwards."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                with contextlib.suppress(FileNotFoundError, PermissionError):       # a new file; a disk without modes
+                    shutil.copymode(path, temporary)
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        yield temporary
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -87,7 +97,7 @@ def read_entries(path: str | Path, fields: set[str], advice: str) -> dict[str, d
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
     """Be the only one at work on `path`, by a lock on `.NAME.lock` beside it that the system takes off a process that dies.
 
@@ -113,3 +123,27 @@ def _lock(file: BinaryIO, wait: bool) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def claim(temporary: Path, path: Path) -> None:
+    """Give a prepared file the name `path` if nothing has it; FileExistsError if something has, be it since a moment ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:                         # a file system without links, as on many memory sticks
+        with open(path, "xb") as file:
+            try:
+                shutil.copyfileobj(open(temporary, "rb"), file)
+            except OSError:
+                path.unlink()
+                raise
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Let an OSError say which file could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error}") from error

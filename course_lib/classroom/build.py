@@ -28,13 +28,14 @@ from nbformat import NotebookNode, v4
 from nbgrader.preprocessors import ClearSolutions
 from PIL import Image
 
-from . import banks, notebooks
+from . import banks, copies, notebooks
 
 LARGEST = 400_000                       # bytes of a built notebook
 SECONDS_A_CELL = 600
 _FORMAT = {"extension": ".py", "format_name": "percent",
            "root_level_metadata_as_raw_cell": False, "comment_magics": False}
 _BEGIN, _END = "### BEGIN SOLUTION", "### END SOLUTION"
+_LANGUAGE = {"name": "python"}
 _COURSE_KEYS = {"title", "minutes", "needs", "shows"}
 
 
@@ -51,9 +52,9 @@ def build(root: Path, numbers: Iterable[int] = (), force: bool = False, say: Cal
             for warning in _execute(root, source.stem, executed := made.solution()):
                 say(f"{source.stem}: {warning}")
             _expect_solved(source.stem, executed)
-            _write(solution, executed)
+            _write(root, solution, executed, say)
         if not _is_text(learner, made.learner()):
-            _write(learner, made.learner())
+            _write(root, learner, made.learner(), say)
         say(f"{source.stem}: built")
 
 
@@ -110,14 +111,13 @@ class Chapter:
         titles = banks.exercises(self.number)
         given = {id: {"title": titles[id].title, "given": notebooks.digest(cell.source)}
                  for id, cell in notebooks.by_role(notebook, "exercise").items()}
-        version = notebooks.digest(*(f"{cell.id} {cell.cell_type} {cell.source}" for cell in notebook.cells))
-        notebook.metadata["course"] = {**self.course, "exercises": given, "version": version}
+        notebook.metadata["course"] = {**self.course, "exercises": given, "version": notebooks.version(notebook)}
         return notebook
 
     def _notebook(self, course: dict) -> NotebookNode:
         metadata = {"course": course,
                     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-                    "language_info": {"name": "python"}}
+                    "language_info": _LANGUAGE}
         return v4.new_notebook(cells=copy.deepcopy(self.cells), metadata=copy.deepcopy(metadata))
 
 
@@ -241,7 +241,7 @@ def _execute(root: Path, name: str, notebook: NotebookNode) -> list[str]:
             client.execute(env=notebooks.environment(root, COURSE_SCALE="quick"))
         except CellExecutionError as error:
             raise ValueError(f"{name}: a cell of the solution failed\n{error}") from error
-    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["language_info"] = dict(_LANGUAGE)
     warnings = []
     for cell in _code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
@@ -291,11 +291,26 @@ def _is_text(path: Path, built: NotebookNode) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == notebooks.text(built)
 
 
-def _write(path: Path, notebook: NotebookNode) -> None:
+def _write(root: Path, path: Path, notebook: NotebookNode, say: Callable[[str], object]) -> None:
+    """Write a built notebook; one that is not as it was built, so that somebody worked in it, is moved to my/."""
     size = len(notebooks.text(notebook).encode("utf-8"))
     if size > LARGEST:
         raise ValueError(f"{path.name} would have {size:,} bytes, the limit is {LARGEST:,}: draw smaller figures")
+    if path.exists() and not _is_as_built(path):
+        kept = copies.keep(path, root / "my")
+        say(f"{path.stem}: somebody worked in {path.relative_to(root)}; that is now {kept.relative_to(root)}")
     notebooks.write(path, notebook)
+
+
+def _is_as_built(path: Path) -> bool:
+    """Has nobody worked in it? Jupyter saves more about the language than build does; only a learner's has a version."""
+    try:
+        notebook = notebooks.read(path)
+    except ValueError:                      # damaged, or two versions merged
+        return False
+    if "version" in notebook.metadata.get("course", {}):
+        return copies.is_given(notebook)
+    return notebook.metadata.get("language_info") == _LANGUAGE
 
 
 def _sources(root: Path, numbers: Iterable[int]) -> list[Path]:

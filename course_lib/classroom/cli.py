@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +13,40 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     """Run one subcommand on the course at `root` (found by course_lib.data by default); returns the exit status.
 
     0: done. 1: it found something (an unsolved exercise, a notebook out of date). 2: it could not be done.
+    130: stopped by Ctrl-C. 141: whoever read its output (`| head`) has gone.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")            # ✓ and α on a Windows console
+        if isinstance(stream, io.TextIOWrapper):        # in a notebook it is something else
+            stream.reconfigure(encoding="utf-8")        # ✓ and α on a Windows console
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options, root)
+        status = options.run(options, root)
+        sys.stdout.flush()                              # a full disk or a closed pipe shows here, not after the last line
+        return status
+    except KeyboardInterrupt:
+        return _ended("stopped", 130)
+    except BrokenPipeError:
+        return _ended(None, 141)
+    except ModuleNotFoundError as error:
+        if (error.name or "course_lib").startswith("course_lib"):
+            raise
+        return _ended(f"this command needs {error.name}, which is not installed: pip install -e '.[lab]' "
+                      "(for authors '.[lab,teach,dev]')", 2)
+    except MemoryError:
+        return _ended("there is not enough memory", 2)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"course: {error}", file=sys.stderr)
-        return 2
+        return _ended(str(error), 2)
+
+
+def _ended(why: str | None, status: int) -> int:
+    """Say in one line why the command ended early; what its output can still not take is dropped, lest Python say so too."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if why is not None:
+        print(f"course: {why}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

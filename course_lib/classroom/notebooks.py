@@ -67,13 +67,22 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:8]
 
 
+def version(notebook: NotebookNode) -> str:
+    """A digest of what a chapter's cells are; in the course's own notebooks it stands in the metadata."""
+    return digest(*(f"{cell.get('id')} {cell['cell_type']} {cell['source']}" for cell in notebook["cells"]))
+
+
 def printed(cell: NotebookNode) -> str:
     """What the cell printed, as stored."""
     return "".join(output.text for output in cell.get("outputs", []) if output.output_type == "stream")
 
 
 def environment(root: Path, **extra: str) -> dict[str, str]:
-    """The environment for a kernel: it finds course_lib and the course's data from whatever folder it runs in."""
+    """The environment for a kernel: it finds course_lib and the course's data from whatever folder it runs in.
+
+    Threads that wait do so asleep, unless the user says otherwise: where another program runs, they would else take turns
+    with it at doing nothing, and a minute's work takes half an hour.
+    """
     package = str(Path(files.__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COURSE_HOME": str(root), **extra}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(paths), "COURSE_HOME": str(root), **extra}

@@ -90,6 +90,7 @@ def test_a_changed_source_is_outdated_until_it_is_built(course):
     said = []
     build.build(course, [97], say=said.append)
     assert said == ["97_lines: running the solution", "97_lines: built"] and build.outdated(course) == []
+    assert not (course / "my").exists()             # nobody had worked in what was replaced
 
 
 def test_edits_of_built_notebooks_and_strays_are_found(course):
@@ -100,6 +101,27 @@ def test_edits_of_built_notebooks_and_strays_are_found(course):
     notebooks.write(course / "notebooks" / "98_stray.ipynb", notebook)
     assert build.outdated(course) == ["notebooks/97_lines.ipynb is not what 97_lines.py builds",
                                       "notebooks/98_stray.ipynb has no source"]
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "notebooks/solutions"])
+def test_what_somebody_did_in_a_built_notebook_is_moved_to_my(course, folder):
+    path = course / folder / SOLVED
+    built, notebook = path.read_bytes(), notebooks.read(path)
+    notebooks.by_role(notebook, "exercise")["97.1"].source = "an answer"
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.12.1"}        # as Jupyter saves it
+    notebooks.write(path, notebook)
+    worked_in, said = path.read_bytes(), []
+    build.build(course, say=said.append)
+    assert path.read_bytes() == built and (course / "my" / "97_lines-old-1.ipynb").read_bytes() == worked_in
+    assert f"97_lines: somebody worked in {folder}/97_lines.ipynb; that is now my/97_lines-old-1.ipynb" in said
+
+
+def test_outputs_in_a_learners_notebook_are_work(course):
+    notebook = learner_of(course)
+    notebook.cells[3].outputs = solution_of(course).cells[3].outputs
+    notebooks.write(course / "notebooks" / SOLVED, notebook)
+    build.build(course, say=lambda line: None)
+    assert notebooks.read(course / "my" / "97_lines-old-1.ipynb") == notebook
 
 
 def test_warnings_are_told_and_progress_bars_dropped(course):
