@@ -1,4 +1,4 @@
-"""Files that can be trusted: check sums before reading, and writes that happen whole or not at all."""
+"""Files that can be trusted: where the course lies, check sums before reading, writes that happen whole or not at all."""
 
 import hashlib
 import os
@@ -6,6 +6,23 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+
+def find_root() -> Path:
+    """The folder that holds data/: beside course_lib, else $COURSE_HOME, else the nearest one above the working folder.
+
+    Raises FileNotFoundError that lists where it looked.
+    """
+    here = Path.cwd()
+    home = [Path(os.environ["COURSE_HOME"])] if "COURSE_HOME" in os.environ else []
+    candidates = [Path(__file__).resolve().parent.parent, *home, here, *here.parents]
+    for folder in candidates:
+        if (folder / "data" / "checksums.json").is_file():
+            return folder
+    raise FileNotFoundError(
+        "the course's data/ folder was not found in any of: " + ", ".join(map(str, candidates))
+        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/."
+    )
 
 
 def sha256(path: str | Path) -> str:

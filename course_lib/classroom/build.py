@@ -110,8 +110,7 @@ class Chapter:
         titles = banks.exercises(self.number)
         given = {id: {"title": titles[id].title, "given": notebooks.digest(cell.source)}
                  for id, cell in notebooks.by_role(notebook, "exercise").items()}
-        version = notebooks.digest(*(f"{cell.id} {cell.cell_type} {cell.source}" for cell in notebook.cells))
-        notebook.metadata["course"] = {**self.course, "exercises": given, "version": version}
+        notebook.metadata["course"] = {**self.course, "exercises": given, "version": notebooks.version(notebook)}
         return notebook
 
     def _notebook(self, course: dict) -> NotebookNode:

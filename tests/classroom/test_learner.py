@@ -42,24 +42,13 @@ def store_outputs(notebook, text):
         cell.execution_count = 1
 
 
-# --- the three proofs under nbval --------------------------------------------------------------------------------
-
-def test_the_solution_passes_whole(course):
-    assert learner.run_nbval(course, notebooks.read(course / "notebooks" / "solutions" / NAME), NAME) == {}
-
-
-def test_a_fresh_notebook_fails_exactly_at_its_checks(course):
-    failed = learner.run_nbval(course, notebooks.read(course / "notebooks" / NAME), NAME)
-    assert list(failed) == ["check-97-1", "check-97-2"]
-
+# --- course check ------------------------------------------------------------------------------------------------
 
 def test_right_answers_pass_the_check(course, capsys):
     save(course, solve)
     assert cli.main(["check", "97"], course) == 0
     assert capsys.readouterr().out == "97.1  ✓ solved\n97.2  ✓ solved\n"
 
-
-# --- course check ------------------------------------------------------------------------------------------------
 
 def test_each_exercise_gets_its_own_line(course, capsys):
     save(course, answering(one="def my_line(x, slope):\n    return x", two=RIGHT["97.2"].replace("my_shift", "shift")))
