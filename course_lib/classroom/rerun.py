@@ -128,7 +128,8 @@ def _outcome(client: NotebookClient, cell, index: int) -> Outcome:
     except CellExecutionError as error:
         return Outcome(" ".join(f"{error.ename}: {_plain(error.evalue)}".split()), notebooks.printed(cell))
     except CellTimeoutError:
-        return Outcome(f"stopped at the limit of {SECONDS_A_CELL} seconds a cell: is there a loop that never ends?", ended=True)
+        return Outcome(f"stopped at the limit of {SECONDS_A_CELL} seconds a cell: is there a loop that never ends, "
+                       "or is the machine busy with something else?", ended=True)
     except DeadKernelError:
         return Outcome("the kernel died in it: does it call exit or os._exit, or use more memory than there is?", ended=True)
     return Outcome(printed=notebooks.printed(cell))
