@@ -37,7 +37,8 @@ class Found:
     source: the answer, for the exercise's cell; None if there is none.    where: where it lies, in words.
     own: code of the learner's other cells that the answer uses, in order.
     left: where further answers lie that were not taken.    stub: is at least the untouched stub there?
-    notes: name that the answer uses -> why the chapter's own notebook does not have it, or has another one.
+    lacking: names that it uses and that neither it nor the chapter defines before it, and why, in words.
+    shadowed: where the learner gave names of the chapter that it uses another value, in words; the chapter's are taken.
     """
 
     id: str
@@ -46,7 +47,8 @@ class Found:
     own: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     stub: bool = False
-    notes: tuple[tuple[str, str], ...] = ()
+    lacking: tuple[tuple[str, str], ...] = ()
+    shadowed: tuple[str, ...] = ()
 
 
 def tasks(pristine: dict) -> dict[str, Task]:
@@ -168,6 +170,7 @@ def _taken_apart(index: int, code: str) -> list[Statement]:
 
 def _without_magics(source: str) -> str:
     """The cell as IPython reads it: lines that begin with % or ! become Python."""
+    source = re.sub(r"\A\s*%%(?:time|capture|prun)\b.*", "", source)         # these run the rest of the cell as it is
     if not re.search(r"(?m)^\s*[%!]|\?\s*$|=\s*[%!]", source):
         return source
     from IPython.core.inputtransformer2 import TransformerManager
@@ -257,8 +260,8 @@ class _Work:
         self.chapter = set().union(*(s.binds for s in shipped))
         self.cells = [statements(index, cell) for index, cell in enumerate(notebook["cells"])]
         self.all = [statement for cell in self.cells for statement in cell]
-        given = {id(cell) for one, cell in notebooks.by_role(notebook, "exercise").items() if self.is_given(one, cell)}
-        untouched = {index for index, cell in enumerate(notebook["cells"]) if id(cell) in given}
+        given = [cell for id, cell in notebooks.by_role(notebook, "exercise").items() if self.is_given(id, cell)]
+        untouched = {index for index, cell in enumerate(notebook["cells"]) if any(cell is one for one in given)}
         self.own = [s for s in self.all if s.dump not in self.shipped and not s.calls and s.cell not in untouched]
 
     def is_given(self, id: str, cell: dict) -> bool:
@@ -287,10 +290,11 @@ class _Work:
         used = self._used(needed, roots, task, check or (len(self.cells), 0))
         after = [s for s in used if task.name in s.uses_now and s.order > chosen.order]
         source = self.notebook["cells"][chosen.cell]["source"] if whole else chosen.text
-        left = [s.cell for s in defining if s not in used and s.cell != chosen.cell and s.dump != chosen.dump]
+        left = [s.cell for s in defining if s not in used and s.dump != chosen.dump and not (whole and s.cell == chosen.cell)]
         return Found(task.id, "\n".join([source, *(s.text for s in after)]), self.place(chosen.cell),
                      tuple(s.text for s in used if s not in after),
-                     (*map(self.place, dict.fromkeys(left)), *self._in_text(task)), stub, tuple(self._notes(task, roots, used)))
+                     (*map(self.place, dict.fromkeys(left)), *self._in_text(task)), stub,
+                     tuple(self._lacking(task, roots, used)), tuple(self._shadowed(task, [*roots, *used])))
 
     def _handed_over(self, task: Task) -> list[Statement]:
         """What a check was given in place of the name it asks for, as in `exercise("4.2", another)`."""
@@ -346,19 +350,22 @@ class _Work:
         return [self.place(index) for index, cell in texts if not self.is_given(task.id, cell)
                 and any(task.name in s.binds and s.dump not in self.shipped and not s.calls for s in statements(index, cell))]
 
-    def _notes(self, task: Task, roots: list[Statement], used: list[Statement]) -> Iterable[tuple[str, str]]:
-        """For names that the answer uses: why the clean chapter lacks them, or has something else."""
-        there = _ALWAYS_THERE.union(*(s.binds for s in [*roots, *used]), [one.name for one in self.tasks.values()])
+    def _lacking(self, task: Task, roots: list[Statement], used: list[Statement]) -> Iterable[tuple[str, str]]:
+        there = _ALWAYS_THERE.union(task.known, *(s.binds for s in [*roots, *used]), [one.name for one in self.tasks.values()])
         for name in sorted(frozenset().union(*(s.uses for s in [*roots, *used])) - there):
             own = [s for s in self.own if name in s.binds]
-            if name in task.known and own and not own[-1].text.lstrip().startswith(("from ", "import ")):
-                yield name, (f"your answer uses `{name}`, which your {self.place(own[-1].cell)} defines anew; "
-                             "the check takes the chapter's: give yours another name")
-            elif name not in task.known and own:
-                why = "is not valid Python" if own[-1].broken else "cannot be carried"
-                yield name, f"your answer uses `{name}`, defined in your {self.place(own[-1].cell)}, which {why}"
-            elif name in self.chapter - task.known:
+            if own:
+                yield name, f"your answer uses `{name}`, defined in your {self.place(own[-1].cell)}, which is not valid Python"
+            elif name in self.chapter:
                 yield name, f"your answer uses `{name}`, which the chapter defines only after this exercise"
-            elif name not in task.known:
+            else:
                 yield name, (f"your answer uses `{name}`, which no cell of your notebook defines: was its cell deleted? "
                              "Define it in the exercise's cell")
+
+    def _shadowed(self, task: Task, statements: list[Statement]) -> Iterable[str]:
+        names = frozenset().union(*(s.uses for s in statements)) & task.known - {one.name for one in self.tasks.values()}
+        for name in sorted(names):
+            own = [s for s in self.own if name in s.binds and not s.text.lstrip().startswith(("from ", "import "))]
+            if own:
+                yield (f"your answer uses `{name}`, which your {self.place(own[-1].cell)} defines anew; "
+                       "the check takes the chapter's: give yours another name")

@@ -87,19 +87,34 @@ def update(root: Path, number: int) -> list[str]:
     if not found:
         return [f"{own.name}: not in my/ yet; `course lab` puts it there"]
     pristine = notebooks.pristine(shipped)
-    files = {path: load(path) for path in found}
+    files, said = _readable(found, own)
     held = {path: _holds(pristine, notebook) for path, notebook in files.items()}
-    strays = [path for path in found if path != own and held[path]]
+    strays = [path for path in files if path != own and held[path]]
     if own in files and (held[own] or not strays):
         current = notebooks.course(files[own]).get("version") == notebooks.course(pristine)["version"]
-        said = [f"{own.name}: up to date"] if current else _renew(pristine, shipped, own, own, files[own])
-        return said + [f"{own.name}: {path.name} beside it holds answers of this chapter, to {', '.join(held[path])}, which "
-                       f"were not carried over; `course check --notebook {path}` checks them" for path in strays]
-    old, *more = strays or found
+        done = [f"{own.name}: up to date"] if current else _renew(pristine, shipped, own, own, files[own])
+        return done + said + [f"{own.name}: {path.name} beside it holds answers of this chapter, to {', '.join(held[path])}, "
+                              f"which were not carried over; `course check --notebook {path}` checks them" for path in strays]
+    old, *more = strays or files
     if more:
         raise ValueError(f"{own.name} is not updated: several files in my/ hold answers to it, "
                          f"{', '.join(path.name for path in [old, *more])}; give the one you mean the name {own.name}")
-    return _renew(pristine, shipped, own, old, files[old])
+    return _renew(pristine, shipped, own, old, files[old]) + said
+
+
+def _readable(found: list[Path], own: Path) -> tuple[dict[Path, dict], list[str]]:
+    """The notebooks at `found`, and what is wrong with those that cannot be read; ValueError if that is `own` or all."""
+    read, wrong = {}, []
+    for path in found:
+        try:
+            read[path] = load(path)
+        except ValueError as error:
+            if path == own or len(found) == 1:
+                raise
+            wrong.append(str(error))
+    if not read:
+        raise ValueError("; ".join(wrong))
+    return read, wrong
 
 
 def _renew(pristine: dict, shipped: Path, own: Path, old: Path, notebook: dict) -> list[str]:

@@ -223,21 +223,21 @@ def _result(id: str, found: Found, outcomes: dict[str, Outcome]) -> Result:
     if found.source is None and not found.stub:
         return Result(id, WRONG, f"no cell of your notebook holds it: was its cell deleted, or the function renamed? "
                                  f"`course reset {chapter}` gives a fresh chapter beside it")
+    checked = dict(cells)["check"] or Outcome()
+    state, message = answers.verdict(id, checked.printed)
+    if state == SOLVED and not checked.error:
+        return Result(id, state, message)       # whatever else in its cell failed
     for role, outcome in cells:
         if outcome and outcome.error:
             return Result(id, WRONG, _with_notes(f"{said[role]}: {outcome.error}", found))
-    checked = dict(cells)["check"]
-    if checked is None:
+    if dict(cells)["check"] is None:
         return Result(id, UNTRIED, "not checked: the kernel ended in a cell before it")
-    state, message = answers.verdict(id, checked.printed)
-    if state == SOLVED:
-        return Result(id, state, message)
     return Result(id, state or WRONG, _with_notes(message or "its check printed no verdict", found))
 
 
 def _with_notes(message: str, found: Found) -> str:
     """The message, with what explains it: a name that the clean chapter lacks, other answers that were not taken."""
-    notes = [note for name, note in found.notes if re.search(rf"\b{name}\b", message) or "chapter's" in note]
+    notes = [*(why for name, why in found.lacking if f"name '{name}' is not defined" in message), *found.shadowed]
     notes += [f"the answer that was taken is in {found.where}, the last before its check; another is in {', '.join(found.left)}"
               ] if found.left else []
     return ". ".join([message.rstrip(". "), *notes]) + "." if notes else message

@@ -133,7 +133,8 @@ def test_definitions_of_every_form(pristine, mine):
                    "class my_shift:\n    def __new__(cls, x, by):\n        return x + by",
                    "def plus(x, by):\n    return x + by\nmy_shift, other = plus, 1",
                    "import functools\n@functools.cache\ndef my_shift(x, by):\n    return x + by",
-                   "%matplotlib inline\ndef my_shift(x, by):\n    return x + by\n!ls"):
+                   "%matplotlib inline\ndef my_shift(x, by):\n    return x + by\n!ls",
+                   "%%time\ndef my_shift(x, by):\n    return x + by"):
         exercise(mine, "97.2").source = source
         one = answers.find(pristine, mine)["97.2"]
         assert one.source == source
@@ -169,10 +170,19 @@ def test_what_cannot_be_carried_is_said(pristine, mine):
     exercise(mine, "97.2").source = "def my_shift(x, by):\n    return helper(x) + torch + broken + by"
     put(mine, "torch = 1", before="exercise-97-2")
     put(mine, "broken = (", before="exercise-97-2")
-    notes = dict(answers.find(pristine, mine)["97.2"].notes)
-    assert "no cell of your notebook defines" in notes["helper"]
-    assert "defines anew" in notes["torch"] and "cell 9 (`torch = 1`)" in notes["torch"]
-    assert "cell 10 (`broken = (`), which is not valid Python" in notes["broken"]
+    one = answers.find(pristine, mine)["97.2"]
+    lacking = dict(one.lacking)
+    assert "no cell of your notebook defines" in lacking["helper"]
+    assert "cell 10 (`broken = (`), which is not valid Python" in lacking["broken"]
+    [shadowed] = one.shadowed
+    assert "`torch`, which your cell 9 (`torch = 1`) defines anew; the check takes the chapter's" in shadowed
+
+
+def test_an_answer_given_up_within_a_merged_cell_is_named(pristine, mine):
+    exercise(mine, "97.2").source = ("def my_shift(x, by):\n    return x\n\n\n" + RIGHT["97.2"]
+                                     + '\nmy_shift = exercise("97.2", my_shift)')
+    one = answers.find(pristine, mine)["97.2"]
+    assert one.source == RIGHT["97.2"] and len(one.left) == 1
 
 
 def test_an_answer_with_a_syntax_error_is_an_answer(pristine, mine):

@@ -160,6 +160,17 @@ def test_two_files_with_answers_are_not_mixed(course, newer):
     assert mine(course).exists()
 
 
+def test_a_file_beside_it_that_cannot_be_read_is_named_and_stops_no_update(course, newer):
+    save(course, answering(one=RIGHT["97.1"]))
+    mine(course).with_name("97_notes.ipynb").write_text("", encoding="utf-8")
+    newer()
+    updated, wrong = learner.update(course, 97)
+    assert "updated with your answers 97.1;" in updated and "97_notes.ipynb is not a notebook" in wrong
+    mine(course).unlink()
+    with pytest.raises(ValueError, match="97_notes.ipynb is not a notebook"):
+        learner.update(course, 97)
+
+
 # --- progress -----------------------------------------------------------------------------------------------------
 
 def states(course):
@@ -173,8 +184,9 @@ def test_progress_believes_only_what_the_learner_ran(course, capsys):
     assert states(course) == {"97.1": "·", "97.2": "·"}
     save(course, solve)
     assert states(course) == {"97.1": "✓", "97.2": "✓"}
-    save(course, lambda notebook: notebooks.by_role(notebook, "check")["97.1"].outputs.append(
-        v4.new_output("stream", name="stderr", text="a warning")))
+    save(course, lambda notebook: notebooks.by_role(notebook, "check")["97.1"].update(outputs=[
+        v4.new_output("stream", name=name, text=text)
+        for name, text in (("stdout", "a plot\n97.1 ✓ "), ("stderr", "a warning"), ("stdout", "solved\n"))]))
     save(course, lambda notebook: [cell.update(id=f"cell-{n}") for n, cell in enumerate(notebook.cells)])
     assert states(course) == {"97.1": "✓", "97.2": "✓"}
     save(course, lambda notebook: [cell.update(id=cell_id) for cell, cell_id in zip(

@@ -52,7 +52,8 @@ noise()
 
 def test_right_answers_pass_however_much_they_print_plot_log_and_warn(course, capsys):
     loud = {id: source.replace("    return", "    noise()\n    return") for id, source in RIGHT.items()}
-    save(course, answering(one=f"{NOISE}\n{loud['97.1']}", two=loud["97.2"]))
+    trial = "\nmy_shift(gone, 1)             # an experiment that fails is no part of the answer"
+    save(course, answering(one=f"{NOISE}\n{loud['97.1']}", two=loud["97.2"] + trial))
     assert check(course, capsys) == (0, ["97.1  ✓ solved", "97.2  ✓ solved"])
 
 
