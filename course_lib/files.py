@@ -20,8 +20,9 @@ def find_root() -> Path:
         if (folder / "data" / "checksums.json").is_file():
             return folder
     raise FileNotFoundError(
-        "the course's data/ folder was not found in any of: " + ", ".join(map(str, candidates))
-        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/."
+        "the course's data/checksums.json was not found in any of: " + ", ".join(map(str, candidates))
+        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/; in a clone "
+        "`git checkout -- data/checksums.json` brings the file back."
     )
 
 

@@ -2,40 +2,51 @@
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-from course_lib import files
-
-CHECK = """Run your answers of a chapter, as last saved in my/, in a fresh kernel inside the chapter as the course ships it.
-Only what its own checks then say counts, no saved output and no changed check. This protects against mistakes and stale
-results. It is no sandbox: answers run with your rights, and code that sets out to deceive can. That the library and the
-chapter stay the same during the run is verified."""
 
 
 def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     """Run one subcommand on the course at `root` (found by course_lib.data by default); returns the exit status.
 
     0: done. 1: it found something (an unsolved exercise, a notebook out of date). 2: it could not be done.
+    130: stopped by Ctrl-C. 141: whoever read its output (`| head`) has gone.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")            # ✓ and α on a Windows console
+        if isinstance(stream, io.TextIOWrapper):        # in a notebook it is something else
+            stream.reconfigure(encoding="utf-8")        # ✓ and α on a Windows console
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options, root)
-    except (ValueError, OSError) as error:
-        print(f"course: {error}", file=sys.stderr)
-        return 2
+        status = options.run(options, root)
+        sys.stdout.flush()                              # a full disk or a closed pipe shows here, not after the last line
+        return status
+    except KeyboardInterrupt:
+        return _ended("stopped", 130)
+    except BrokenPipeError:
+        return _ended(None, 141)
     except ModuleNotFoundError as error:
         if (error.name or "course_lib").startswith("course_lib"):
             raise
-        print(f"course: this command needs {error.name}, which is not installed: pip install -e '.[lab]' "
-              "(for authors '.[lab,teach,dev]')", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("course: stopped", file=sys.stderr)
-        return 130
+        return _ended(f"this command needs {error.name}, which is not installed: pip install -e '.[lab]' "
+                      "(for authors '.[lab,teach,dev]')", 2)
+    except MemoryError:
+        return _ended("there is not enough memory", 2)
+    except (ValueError, OSError) as error:
+        return _ended(str(error), 2)
+
+
+def _ended(why: str | None, status: int) -> int:
+    """Say in one line why the command ended early; what its output can still not take is dropped, lest Python say so too."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if why is not None:
+        print(f"course: {why}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     command(_list, "the chapters: minutes, prerequisites, exercises")
     command(_progress, "which exercises are solved, as saved in my/")
     check = command(_check, "run your answers of a chapter inside its pristine notebook")
-    check.description = CHECK
+    check.description = _check.__doc__
     check.add_argument("chapter", type=int, nargs="?", help="its number; that of the notebook by default")
     check.add_argument("--notebook", type=Path, metavar="FILE", help="a notebook outside my/, from Colab for example")
     reset = command(_reset, "a fresh copy of a chapter; yours is kept beside it")
@@ -80,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _root(root: Path | None) -> Path:
-    return root or files.find_root()
+    return root or importlib.import_module("course_lib.files").find_root()
 
 
 def _lab(options, root) -> int:
@@ -120,6 +131,12 @@ def _progress(options, root) -> int:
 
 
 def _check(options, root) -> int:
+    """Run your answers of a chapter, as last saved in my/, in a fresh kernel inside the chapter as the course ships it.
+
+    Only what its own checks then say counts, no saved output and no changed check. This protects against mistakes and stale
+    results. It is no sandbox: answers run with your rights, and code that sets out to deceive can. That the library and the
+    chapter stay the same during the run is verified.
+    """
     from . import answers, copies, learner, notebooks, rerun
 
     root = _root(root)

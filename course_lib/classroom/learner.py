@@ -97,7 +97,7 @@ def update(root: Path, number: int) -> list[str]:
                               f"which were not carried over; `course check --notebook {path}` checks them" for path in strays]
     old, *more = strays or files
     if more:
-        raise ValueError(f"{own.name} is not updated: several files in my/ hold answers to it, "
+        raise ValueError(f"{own.name} is not updated: several files in my/ are of that chapter, "
                          f"{', '.join(path.name for path in [old, *more])}; give the one you mean the name {own.name}")
     return _renew(pristine, shipped, own, old, files[old]) + said
 
@@ -125,8 +125,8 @@ def _renew(pristine: dict, shipped: Path, own: Path, old: Path, notebook: dict) 
     if old != own:
         copies.keep(own)                # it holds no answer, but perhaps notes
     notebooks.write(own, new)
-    if old != own:
-        old.unlink()                    # all of it is in `kept`
+    if old != own and old.exists() and old.read_bytes() == kept.read_bytes():
+        old.unlink()
     brought = [f"your {word} {', '.join(ids)}" for word in ("answers", "predictions") if (ids := getattr(carried, word))]
     came = f" from {old.name}" if old != own else ""
     done = f"updated{came} with {' and '.join(brought)}" if brought else "updated; there was no answer to carry over"

@@ -4,6 +4,8 @@ A cell's role shows in its id: "exercise-4-2", "check-4-2", "predict-4-1". In th
 there; in a learner's it may be gone (see answers).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -64,7 +66,7 @@ def load(path: Path) -> dict:
     return notebook
 
 
-def read(path: Path) -> "NotebookNode":
+def read(path: Path) -> NotebookNode:
     """The notebook at `path`. Raises ValueError that names the file and what is wrong with it if it is no notebook."""
     import nbformat
 
@@ -80,11 +82,6 @@ def pristine(path: Path) -> dict:
             "elsewhere (`course check --notebook FILE` takes it from there); then get the chapter back by "
             f"`git restore notebooks/{path.name}`, or from a fresh download of the course")
     return notebook
-
-
-def version(notebook: dict) -> str:
-    """A digest of what a chapter's cells are; in the course's own notebooks it stands in the metadata."""
-    return digest(*(f"{cell.get('id')} {cell['cell_type']} {cell['source']}" for cell in notebook["cells"]))
 
 
 def course(notebook: dict) -> dict:
@@ -118,14 +115,14 @@ def contents(path: Path) -> Contents:
         return Contents(number(path), trouble=str(error))
 
 
-def text(notebook: "NotebookNode") -> str:
+def text(notebook: NotebookNode) -> str:
     """What the file holds: the same notebook gives the same text."""
     import nbformat
 
     return nbformat.writes(notebook) + "\n"
 
 
-def write(path: Path, notebook: "NotebookNode") -> None:
+def write(path: Path, notebook: NotebookNode) -> None:
     """Write the notebook, whole or not at all; raises nbformat.ValidationError if it is not a valid one."""
     import nbformat
 
@@ -138,6 +135,11 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
+def version(notebook: NotebookNode) -> str:
+    """A digest of what a chapter's cells are; in the course's own notebooks it stands in the metadata."""
+    return digest(*(f"{cell.get('id')} {cell['cell_type']} {cell['source']}" for cell in notebook["cells"]))
+
+
 def printed(cell: dict) -> str:
     """What the cell printed, as stored; warnings and bars, which go to stderr, are left out."""
     return "".join(output["text"] for output in cell.get("outputs", [])
@@ -145,10 +147,14 @@ def printed(cell: dict) -> str:
 
 
 def environment(root: Path, **extra: str) -> dict[str, str]:
-    """The environment for a kernel: it finds course_lib and the course's data from whatever folder it runs in."""
+    """The environment for a kernel: it finds course_lib and the course's data from whatever folder it runs in.
+
+    Threads that wait do so asleep, unless the user says otherwise: where another program runs, they would else take turns
+    with it at doing nothing, and a minute's work takes half an hour.
+    """
     package = str(Path(files.__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COURSE_HOME": str(root), **extra}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(paths), "COURSE_HOME": str(root), **extra}
 
 
 def _text(path: Path) -> str:

@@ -202,7 +202,7 @@ def _ends_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _sums(shipped: Path) -> dict[Path, str]:

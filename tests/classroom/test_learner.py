@@ -150,7 +150,7 @@ def test_two_files_with_answers_are_not_mixed(course, newer):
     newer("97_straight_lines.ipynb")
     second = course / "my" / "97_more.ipynb"
     second.write_bytes(mine(course).read_bytes())
-    with pytest.raises(ValueError, match="several files in my/ hold answers to it, 97_lines.ipynb, 97_more.ipynb"):
+    with pytest.raises(ValueError, match="several files in my/ are of that chapter, 97_lines.ipynb, 97_more.ipynb"):
         learner.update(course, 97)
     with pytest.raises(ValueError, match="97_straight_lines.ipynb does not exist, and there are several others"):
         learner.own_file(course, course / "notebooks" / "97_straight_lines.ipynb")
