@@ -8,7 +8,7 @@ A *sampler* is an iterator of states over a decreasing time grid. Data sits at t
 
 The map, bottom to top; a module imports only from modules above it in this list:
 
-    files           where the course lies; check sums and atomic writes
+    files           check sums and atomic writes
     schedules       alpha(t), sigma(t), all that follows from them, and time grids
     denoiser        the currency: score, eps, velocity; parameterisations; guidance
     targets         Gaussian mixtures, whose denoiser is known in closed form

@@ -1,4 +1,4 @@
-"""Files that can be trusted: where the course lies, check sums before reading, writes that happen whole or not at all."""
+"""Files that can be trusted: check sums before reading, and writes that happen whole or not at all."""
 
 import hashlib
 import os

@@ -37,24 +37,25 @@ logging.basicConfig(level="INFO", stream=sys.stdout)
 
 def noise():
     for _ in tqdm(range(3)):
-        print("97.1 ✗ noise")
+        print("97.2 ✗ noise")
     logging.info("noise")
     logging.warning("noise")
     warnings.warn("noise")
     display("noise", {"a": 1})
-    plt.plot([1, 2])
-    plt.show()
-    os.system("echo noise; echo noise >&2")
     sys.stderr.write("noise")
 noise()
+plt.plot([1, 2])
+plt.show()
+os.system("echo noise; echo noise >&2")
 """
 
 
 def test_right_answers_pass_however_much_they_print_plot_log_and_warn(course, capsys):
-    loud = {id: source.replace("    return", "    noise()\n    return") for id, source in RIGHT.items()}
+    loud = RIGHT["97.2"].replace("    return", "    noise()\n    return")
     trial = "\nmy_shift(gone, 1)             # an experiment that fails is no part of the answer"
-    save(course, answering(one=f"{NOISE}\n{loud['97.1']}", two=loud["97.2"] + trial))
-    assert check(course, capsys) == (0, ["97.1  ✓ solved", "97.2  ✓ solved"])
+    save(course, answering(one=f"{NOISE}\n{RIGHT['97.1']}", two=loud + trial))
+    status, lines = check(course, capsys)
+    assert lines == ["97.1  ✓ solved", "97.2  ✓ solved"] and status == 0
 
 
 def test_each_exercise_gets_its_own_line(course, capsys):
