@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import http.client
 import lzma
-import os
 import urllib.request
 import zlib
 from functools import cache
@@ -37,26 +36,7 @@ PAYLOADS = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 
-
-def find_root() -> Path:
-    """The folder that holds data/: beside course_lib, else $COURSE_HOME, else the nearest one above the working folder.
-
-    Raises FileNotFoundError that lists where it looked.
-    """
-    here = Path.cwd()
-    home = [Path(os.environ["COURSE_HOME"])] if "COURSE_HOME" in os.environ else []
-    candidates = [Path(__file__).resolve().parent.parent, *home, here, *here.parents]
-    for folder in candidates:
-        if (folder / "data" / "checksums.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        "the course's data/checksums.json was not found in any of: " + ", ".join(map(str, candidates))
-        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/; in a clone "
-        "`git checkout -- data/checksums.json` brings the file back."
-    )
-
-
-ROOT = find_root()
+ROOT = files.find_root()
 
 
 def checksums() -> dict[str, dict]:

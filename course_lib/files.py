@@ -11,6 +11,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def find_root() -> Path:
+    """The folder that holds data/: beside course_lib, else $COURSE_HOME, else the nearest one above the working folder.
+
+    Raises FileNotFoundError that lists where it looked.
+    """
+    here = Path.cwd()
+    home = [Path(os.environ["COURSE_HOME"])] if "COURSE_HOME" in os.environ else []
+    candidates = [Path(__file__).resolve().parent.parent, *home, here, *here.parents]
+    for folder in candidates:
+        if (folder / "data" / "checksums.json").is_file():
+            return folder
+    raise FileNotFoundError(
+        "the course's data/checksums.json was not found in any of: " + ", ".join(map(str, candidates))
+        + ". Work inside a clone of the course, or set COURSE_HOME to the folder that holds data/ and notebooks/; in a clone "
+        "`git checkout -- data/checksums.json` brings the file back."
+    )
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 sum of a file's bytes, 64 hexadecimal digits. OSError if it cannot be read."""
     with open(path, "rb") as file:

@@ -291,17 +291,17 @@ def test_the_root_is_beside_the_library(root):
 
 def test_an_installed_library_finds_the_course(home, monkeypatch, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("site-packages")
-    monkeypatch.setattr(data, "__file__", str(elsewhere / "course_lib" / "data.py"))
+    monkeypatch.setattr(files, "__file__", str(elsewhere / "course_lib" / "files.py"))
     monkeypatch.delenv("COURSE_HOME", raising=False)
     monkeypatch.chdir(elsewhere)
     with pytest.raises(FileNotFoundError, match="COURSE_HOME"):
-        data.find_root()
+        files.find_root()
     monkeypatch.setenv("COURSE_HOME", str(home))
-    assert data.find_root() == home
+    assert files.find_root() == home
     monkeypatch.delenv("COURSE_HOME")
     (home / "notebooks" / "solutions").mkdir(parents=True)
     monkeypatch.chdir(home / "notebooks" / "solutions")
-    assert data.find_root() == home
+    assert files.find_root() == home
 
 
 # --- the full training set ------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
     reveal("4.1")                           # confronts that choice with the result
 
 The modules: checks and predictions (what notebooks call), banks (finds chapter_NN.py, where authors write exercises),
-build (notebooks/source -> notebooks and solutions), copies (the folder my/), learner (the answers in it), lab, doctor, cli.
+build (notebooks/source -> notebooks and solutions), copies (the folder my/), answers (finds a learner's answers in a
+notebook), learner (what is in my/: carried over, counted), rerun (`course check`), lab, doctor, cli.
 """
 
 import importlib

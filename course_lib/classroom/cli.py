@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     command(_list, "the chapters: minutes, prerequisites, exercises")
     command(_progress, "which exercises are solved, as saved in my/")
     check = command(_check, "run your answers of a chapter inside its pristine notebook")
-    check.add_argument("chapter", type=int)
+    check.description = _check.__doc__
+    check.add_argument("chapter", type=int, nargs="?", help="its number; that of the notebook by default")
+    check.add_argument("--notebook", type=Path, metavar="FILE", help="a notebook outside my/, from Colab for example")
     reset = command(_reset, "a fresh copy of a chapter; yours is kept beside it")
     reset.add_argument("chapter", type=int)
     update = command(_update, "bring your copies to the course's present version, with your answers")
@@ -95,7 +97,7 @@ def _count(text: str) -> int:
 
 
 def _root(root: Path | None) -> Path:
-    return root or importlib.import_module("course_lib.data").ROOT
+    return root or importlib.import_module("course_lib.files").find_root()
 
 
 def _lab(options, root) -> int:
@@ -105,35 +107,61 @@ def _lab(options, root) -> int:
 
 
 def _list(options, root) -> int:
-    from . import learner
+    from . import notebooks
 
-    for chapter in learner.contents(_root(root)):
-        needs = ", ".join(map(str, chapter["needs"])) or "nothing"
-        print(f"{chapter['number']:02d}  {chapter['title']}: {chapter['shows']}")
-        print(f"    {chapter['minutes']} minutes, after {needs}")
-        for id, title in chapter["exercises"].items():
+    chapters = [notebooks.contents(path) for path in notebooks.chapters(_root(root) / "notebooks")]
+    for chapter in chapters:
+        if chapter.trouble:
+            print(f"{chapter.number:02d}  {chapter.trouble}")
+            continue
+        print(f"{chapter.number:02d}  {chapter.title}: {chapter.shows}")
+        print(f"    {chapter.minutes} minutes, after {', '.join(map(str, chapter.needs)) or 'nothing'}")
+        for id, title in chapter.exercises.items():
             print(f"    {id:<5} {title}")
-    return 0
+    return int(any(chapter.trouble for chapter in chapters))
 
 
 def _progress(options, root) -> int:
-    from . import learner
+    from . import answers, learner
 
     table = learner.progress(_root(root))
-    for name, states in table:
-        print(f"{name:<34} {'  '.join(f'{id} {state}' for id, state in states.items())}".rstrip())
-    states = [state for _, chapter in table for state in chapter.values()]
-    print(f"{states.count(learner.SOLVED)} of {len(states)} solved   (✓ solved   ✗ not yet right   · not yet tried)")
-    return 0
+    for chapter in table:
+        states = "  ".join(f"{id} {state}" for id, state in chapter.states.items())
+        print(f"{chapter.name:<34} {states}{chapter.saved and f'   ({chapter.saved})'}".rstrip())
+        if chapter.trouble:
+            print(f"    {chapter.trouble}")
+    states = [state for chapter in table for state in chapter.states.values()]
+    print(f"{states.count(answers.SOLVED)} of {len(states)} solved, as last saved   "
+          "(✓ solved   ✗ not yet right   · not yet tried)")
+    return int(any(chapter.trouble for chapter in table))
 
 
 def _check(options, root) -> int:
-    from . import learner
+    """Run your answers of a chapter, as last saved in my/, in a fresh kernel inside the chapter as the course ships it.
 
-    results = learner.check(_root(root), options.chapter)
+    Only what its own checks then say counts, no saved output and no changed check. This protects against mistakes and stale
+    results. It is no sandbox: answers run with your rights, and code that sets out to deceive can. That the library and the
+    chapter stay the same during the run is verified.
+    """
+    from . import answers, copies, learner, notebooks, rerun
+
+    root = _root(root)
+    if options.notebook is not None:
+        own, notebook = options.notebook, notebooks.load(options.notebook)
+        shipped = learner.shipped_for(root, own, options.chapter)
+    elif options.chapter is not None:
+        [shipped] = copies.given(root, options.chapter)
+        own = learner.own_file(root, shipped)
+        notebook = learner.load(own)
+    else:
+        raise ValueError("which chapter? `course check 4`, or `course check --notebook FILE`")
+    print(f"{own.relative_to(root) if own.is_relative_to(root) else own}, {learner.saved(own)}", flush=True)
+    results = rerun.check(root, shipped, notebook)
     for result in results:
         print(f"{result.name:<5} {result.state} {result.message}")
-    return int(any(result.state != learner.SOLVED for result in results))
+    if any(result.state == answers.UNTRIED for result in results):
+        print("Only what is saved counts: if you have tried them, save the notebook (Ctrl+S) and check again.")
+    return int(any(result.state != answers.SOLVED for result in results))
 
 
 def _reset(options, root) -> int:
@@ -147,10 +175,14 @@ def _reset(options, root) -> int:
 def _update(options, root) -> int:
     from . import learner, notebooks
 
-    folder = _root(root) / "notebooks"
-    for path in notebooks.chapters(folder, options.chapters):
-        print("\n".join(learner.update(_root(root), notebooks.number(path))))
-    return 0
+    root, failed = _root(root), False
+    for path in notebooks.chapters(root / "notebooks", options.chapters):
+        try:
+            print("\n".join(learner.update(root, notebooks.number(path))))
+        except (ValueError, OSError) as error:          # the other chapters can be updated all the same
+            print(f"course: {error}", file=sys.stderr)
+            failed = True
+    return 2 if failed else 0
 
 
 def _doctor(options, root) -> int:

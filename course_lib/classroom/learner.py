@@ -1,171 +1,217 @@
-"""What a learner has done in my/: checked against the pristine notebooks, carried over, counted."""
+"""What a learner has done in my/: found whatever the file is called, carried over to a new version, counted."""
 
+import datetime
 import re
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
-from nbformat import NotebookNode
+from . import answers, copies, notebooks
+from .answers import UNTRIED
 
-from . import copies, notebooks
+# --- the learner's files ---------------------------------------------------------------------------------------------
 
-SECONDS_A_CELL = 300
-SOLVED, WRONG, UNTRIED = "✓", "✗", "·"
+def chapter_files(root: Path, shipped: Path) -> list[Path]:
+    """The learner's notebooks of the shipped chapter, that of the same name first; what `course reset` set aside is left out.
+
+    A chapter may have been renamed since it was handed out, so the number in front decides.
+    """
+    exact = copies.mine(root, shipped)
+    others = sorted(path for path in exact.parent.glob(f"{shipped.name[:2]}_*.ipynb")
+                    if path != exact and not re.search(r"-old-\d+$", path.stem))
+    return [path for path in [exact] if path.exists() or path.is_symlink()] + others
+
+
+def own_file(root: Path, shipped: Path) -> Path:
+    """The learner's notebook of the shipped chapter. ValueError if there is none, or none of its name but several others."""
+    found, exact = chapter_files(root, shipped), copies.mine(root, shipped)
+    if not found:
+        raise ValueError(f"{exact} does not exist; `course lab` puts the chapter there, and "
+                         "`course check --notebook FILE` checks a notebook that lies elsewhere")
+    if len(found) > 1 and found[0] != exact:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{exact} does not exist, and there are several others of the chapter: {names}; "
+                         "`course check --notebook FILE` checks the one you mean")
+    return found[0]
+
+
+def shipped_for(root: Path, own: Path, number: int | None = None) -> Path:
+    """The shipped chapter that the notebook `own` is a copy of; chapter `number` where given. ValueError if it does not say."""
+    number = answers.chapter(notebooks.load(own)) if number is None else number
+    if number is None:
+        raise ValueError(f"{own} does not say which chapter it is of; say it: `course check 4 --notebook {own}`")
+    return copies.given(root, number)[0]
+
+
+def saved(path: Path, now: datetime.datetime | None = None) -> str:
+    """When the file was last saved: "saved 3 minutes ago, at 14:05"."""
+    at, now = datetime.datetime.fromtimestamp(path.stat().st_mtime), now or datetime.datetime.now()
+    minutes = int((now - at).total_seconds() // 60)
+    clock = f"at {at:%H:%M}" if at.date() == now.date() else f"on {at:%Y-%m-%d at %H:%M}"
+    if minutes < 0:
+        return f"saved {clock}"
+    for size, unit in ((60 * 24, "day"), (60, "hour"), (1, "minute")):
+        if minutes >= size:
+            count = minutes // size
+            return f"saved {count} {unit}{'s' * (count > 1)} ago, {clock}"
+    return f"saved less than a minute ago, {clock}"
+
+
+def load(path: Path) -> dict:
+    """A chapter in my/. Raises ValueError that says what is wrong with the file and how to go on."""
+    try:
+        return notebooks.load(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. It is left as it is; `course reset {notebooks.number(path)}` keeps it under another name "
+                         "and gives you a fresh chapter") from error
+
+
+# --- a new version ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Carried:
+    """What was brought into a new notebook, as ids, and what was not, as the beginnings of sentences."""
+
+    answers: tuple[str, ...]
+    predictions: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 def update(root: Path, number: int) -> list[str]:
-    """Move a chapter in my/ to the course's present version with the learner's answers, found by exercise id.
+    """Move a chapter in my/ to the course's present version with the learner's answers. Returns what was done, in sentences.
 
-    The old file stays beside it. Returns what was done, in sentences.
+    Answers are found by what they define (see answers). The old file stays beside the new one, also where the chapter was
+    renamed. ValueError if a file of the learner's cannot be read or the shipped chapter was changed.
     """
-    [path] = copies.given(root, number)
-    own = copies.mine(root, path)
-    if not own.exists():
-        return [f"{path.name}: not in my/ yet; `course lab` puts it there"]
-    old, new = notebooks.read(own), copies.blank(path)
-    if _course(old).get("version") == _course(new)["version"]:
-        return [f"{path.name}: up to date"]
-    lost = _carry_over(old, new)
-    kept = copies.keep(own)
+    [shipped] = copies.given(root, number)
+    own, found = copies.mine(root, shipped), chapter_files(root, shipped)
+    if not found:
+        return [f"{own.name}: not in my/ yet; `course lab` puts it there"]
+    pristine = notebooks.pristine(shipped)
+    files, said = _readable(found, own)
+    held = {path: _holds(pristine, notebook) for path, notebook in files.items()}
+    strays = [path for path in files if path != own and held[path]]
+    if own in files and (held[own] or not strays):
+        current = notebooks.course(files[own]).get("version") == notebooks.course(pristine)["version"]
+        done = [f"{own.name}: up to date"] if current else _renew(pristine, shipped, own, own, files[own])
+        return done + said + [f"{own.name}: {path.name} beside it holds answers of this chapter, to {', '.join(held[path])}, "
+                              f"which were not carried over; `course check --notebook {path}` checks them" for path in strays]
+    old, *more = strays or files
+    if more:
+        raise ValueError(f"{own.name} is not updated: several files in my/ are of that chapter, "
+                         f"{', '.join(path.name for path in [old, *more])}; give the one you mean the name {own.name}")
+    return _renew(pristine, shipped, own, old, files[old]) + said
+
+
+def _readable(found: list[Path], own: Path) -> tuple[dict[Path, dict], list[str]]:
+    """The notebooks at `found`, and what is wrong with those that cannot be read; ValueError if that is `own` or all."""
+    read, wrong = {}, []
+    for path in found:
+        try:
+            read[path] = load(path)
+        except ValueError as error:
+            if path == own or len(found) == 1:
+                raise
+            wrong.append(str(error))
+    if not read:
+        raise ValueError("; ".join(wrong))
+    return read, wrong
+
+
+def _renew(pristine: dict, shipped: Path, own: Path, old: Path, notebook: dict) -> list[str]:
+    """Write the present chapter to `own` with the answers of `notebook`, read from `old`, which is kept under another name."""
+    new = copies.blank(shipped)
+    carried = _carry_over(pristine, notebook, new)
+    kept = copies.keep(old)
+    if old != own:
+        copies.keep(own)                # it holds no answer, but perhaps notes
     notebooks.write(own, new)
-    return [f"{path.name}: updated with your answers; the old file, with your notes, is {kept.name}",
-            *(f"{path.name}: exercise {id} is no longer in the chapter; your answer is in {kept.name}" for id in lost)]
+    if old != own and old.exists() and old.read_bytes() == kept.read_bytes():
+        old.unlink()
+    brought = [f"your {word} {', '.join(ids)}" for word in ("answers", "predictions") if (ids := getattr(carried, word))]
+    came = f" from {old.name}" if old != own else ""
+    done = f"updated{came} with {' and '.join(brought)}" if brought else "updated; there was no answer to carry over"
+    return [f"{own.name}: {done}; the old file, with your notes, is {kept.name}",
+            *(f"{own.name}: {sentence} of {kept.name}" for sentence in carried.left)]
 
 
-def progress(root: Path) -> list[tuple[str, dict[str, str]]]:
-    """For each chapter its name and {exercise id: "✓", "✗" or "·"}, as saved in my/."""
-    return [(path.stem, _saved_states(copies.mine(root, path), notebooks.read(path))) for path in copies.given(root)]
+def _holds(pristine: dict, notebook: dict) -> list[str]:
+    """The exercises that the notebook has an answer to."""
+    return [id for id, one in answers.find(pristine, notebook).items() if one.source is not None]
 
 
-def contents(root: Path) -> list[dict]:
-    """What each chapter's notebook says of itself: number, title, minutes, needs, shows, exercises {id: title}."""
-    return [{"number": notebooks.number(path), **course,
-             "exercises": {id: task["title"] for id, task in course["exercises"].items()}}
-            for path in copies.given(root) for course in [_course(notebooks.read(path))]]
+def _carry_over(pristine: dict, old: dict, new) -> Carried:
+    """Put the answers and predictions of `old` into `new`, a fresh chapter."""
+    from nbformat import v4
+
+    found = answers.find(pristine, old)
+    left, placed, cells = [], [], notebooks.by_role(new, "exercise")
+    for id, one in found.items():
+        left += [f"an answer to {id} was not carried over: it is in {place}" for place in one.left]
+        if one.source is None:
+            continue
+        needed = [code for code in one.own if not any(f"\n{code}\n" in f"\n{before}\n" for before in placed)]
+        if needed:
+            new.cells.insert(new.cells.index(cells[id]), v4.new_code_cell("\n\n".join(needed)))
+        cells[id].source = one.source
+        placed += [*needed, one.source]
+    left += [f"exercise {id} is no longer in the chapter; your answer is in {place}"
+             for id, place in answers.strangers(pristine, old).items()]
+    predicted, left_too = _carry_predictions(old, new)
+    return Carried(tuple(id for id in found if found[id].source is not None), tuple(predicted), (*left, *left_too))
 
 
-# --- course check ----------------------------------------------------------------------------------------------------
+def _carry_predictions(old: dict, new) -> tuple[list[str], list[str]]:
+    """Put the predictions of `old` into `new`: the ids of those that were, and sentences on those that were not."""
+    cells, carried, left = notebooks.by_role(new, "predict"), [], []
+    for id, choices in answers.predictions(old).items():
+        last, blank = choices[-1][0], f'predict("{id}", "?")'
+        if id in cells and blank in cells[id].source and re.fullmatch(r"'[^'\"\\]*'", last):
+            cells[id].source = cells[id].source.replace(blank, f'predict("{id}", "{last[1:-1]}")')
+            carried.append(id)
+            choices = [(choice, place) for choice, place in choices if choice != last]
+        left += [f"prediction {id}, {choice}, was not carried over: it is in {place}" for choice, place in choices]
+    return carried, left
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Result:
-    """One line of a check: the exercise id (or "cell" for another one that failed), "✓", "✗" or "·", and why."""
+class Progress:
+    """One chapter as it is saved in my/.
+
+    states: {exercise id: "✓", "✗" or "·"}.    saved: when, in words; "" if there is no file.
+    trouble: why the learner's file, or the shipped one, cannot be read; "" if it can.
+    """
 
     name: str
-    state: str
-    message: str
+    states: dict[str, str]
+    saved: str = ""
+    trouble: str = ""
 
 
-def check(root: Path, number: int) -> list[Result]:
-    """Run the learner's exercise cells inside the pristine notebook, against its own check cells and expected text.
-
-    Nothing else is taken from my/: a saved wrong output or a changed check cell counts for nothing.
-    """
-    [path] = copies.given(root, number)
-    own = copies.mine(root, path)
-    if not own.exists():
-        raise ValueError(f"{own} does not exist; `course lab` puts the chapter there")
-    saved, pristine = notebooks.read(own), notebooks.read(path)
-    lost = [id for id in notebooks.by_role(pristine, "exercise") if id not in notebooks.by_role(saved, "exercise")]
-    for role in ("exercise", "predict"):
-        _copy_sources(notebooks.by_role(saved, role), notebooks.by_role(pristine, role))
-    failed = run_nbval(root, pristine, path.name)
-    results = [_result(id, pristine, failed, lost) for id in notebooks.by_role(pristine, "exercise")]
-    answers = {cell.id for role in ("exercise", "check") for cell in notebooks.by_role(pristine, role).values()}
-    others = [cell for cell in pristine.cells if cell.id in failed and cell.id not in answers]
-    return results + [_other_result(cell, failed[cell.id]) for cell in others]
+def progress(root: Path) -> list[Progress]:
+    """For each chapter what is solved, as saved in my/. A file that cannot be read hides no other."""
+    return [_progress(root, path) for path in copies.given(root)]
 
 
-def run_nbval(root: Path, notebook: NotebookNode, name: str) -> dict[str, str]:
-    """Run the notebook under `pytest --nbval-lax` in an empty folder: {cell id: why it failed}."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy, report = Path(folder, name), Path(folder, "report.xml")
-        notebooks.write(copy, notebook)
-        environment = notebooks.environment(root, COURSE_SCALE="quick", PYTEST_ADDOPTS="")
-        run = subprocess.run(
-            [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider",
-             f"--nbval-cell-timeout={SECONDS_A_CELL}", f"--junitxml={report}", f"--rootdir={folder}", str(copy)],
-            cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace")
-        if run.returncode not in (0, 1) or not report.is_file():
-            raise ValueError(f"pytest could not run {name} (exit {run.returncode}):\n{run.stdout}{run.stderr}")
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    ids = [cell.id for cell in notebook.cells if cell.cell_type == "code"]
-    if len(cases) != len(ids):
-        raise ValueError(f"pytest ran {len(cases)} of the {len(ids)} cells of {name}:\n{run.stdout}")
-    troubles = [[*case.iter("failure"), *case.iter("error"), *case.iter("skipped")] for case in cases]
-    return {id: _plain(trouble[0].text or trouble[0].get("message")) for id, trouble in zip(ids, troubles) if trouble}
+def _progress(root: Path, shipped: Path) -> Progress:
+    ids: list[str] = []
+    try:
+        pristine = notebooks.pristine(shipped)
+        ids = list(notebooks.by_role(pristine, "exercise"))
+        if not chapter_files(root, shipped):
+            return Progress(shipped.stem, dict.fromkeys(ids, UNTRIED))
+        own = own_file(root, shipped)
+        notebook = load(own)
+    except ValueError as error:
+        return Progress(shipped.stem, dict.fromkeys(ids, UNTRIED), trouble=str(error))
+    found = answers.find(pristine, notebook)
+    return Progress(shipped.stem, {id: _saved_state(notebook, found[id]) for id in ids}, saved(own))
 
 
-def _result(id: str, pristine: NotebookNode, failed: dict[str, str], lost: list[str]) -> Result:
-    """What became of one exercise."""
-    exercise, checking = (notebooks.cell_id(role, id) for role in ("exercise", "check"))
-    if id in lost:
-        return Result(id, WRONG, f"its cell ({exercise}) is not in your notebook: was it deleted, or copied and the "
-                                 f"original removed? `course reset {id.split('.')[0]}` gives a fresh chapter beside it")
-    if exercise in failed:
-        return Result(id, WRONG, f"its cell failed: {_last_line(failed[exercise])}")
-    if checking not in failed:
-        return Result(id, SOLVED, "solved")
-    # In nbval's mismatch "-" marks what was printed here, "+" the expected text.
-    said = re.search(rf"(?m)^\s*- {re.escape(id)} ([✗…]) (.*?)( The chapter goes on|$)", failed[checking])
-    if not said:
-        return Result(id, WRONG, f"its check failed: {_last_line(failed[checking])}")
-    return Result(id, WRONG if said[1] == "✗" else UNTRIED, said[2])
-
-
-def _other_result(cell: NotebookNode, why: str) -> Result:
-    """A cell of the chapter itself that failed: most often it met an answer that does not fit."""
-    return Result("cell", WRONG, f"`{cell.source.splitlines()[0]}` failed: {_last_line(why)}")
-
-
-def _last_line(text: str) -> str:
-    """The last line that says something: in a traceback, the error."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def _plain(text: str) -> str:
-    """The text without terminal colours, as nbval and IPython write them into reports."""
-    return re.sub(r"(\x1b|#x1B)\[[0-9;]*m", "", text)
-
-
-# --- files and answers -----------------------------------------------------------------------------------------------
-
-def _carry_over(old: NotebookNode, new: NotebookNode) -> list[str]:
-    """Put the answers of `old` into `new`; returns the ids of those that find no place."""
-    answers = {id: cell for id, cell in notebooks.by_role(old, "exercise").items() if _is_touched(old, id, cell)}
-    _copy_sources(answers, notebooks.by_role(new, "exercise"))
-    chosen = {id: cell for id, cell in notebooks.by_role(old, "predict").items() if '"?"' not in cell.source}
-    _copy_sources(chosen, notebooks.by_role(new, "predict"))
-    return [id for id in answers if id not in notebooks.by_role(new, "exercise")]
-
-
-def _copy_sources(old: dict[str, NotebookNode], new: dict[str, NotebookNode]) -> None:
-    for id in old.keys() & new.keys():
-        new[id].source = old[id].source
-
-
-def _is_touched(notebook: NotebookNode, id: str, cell: NotebookNode) -> bool:
-    """Has the learner changed the exercise cell since it was handed out?"""
-    return _course(notebook).get("exercises", {}).get(id, {}).get("given") != notebooks.digest(cell.source)
-
-
-def _saved_states(mine: Path, pristine: NotebookNode) -> dict[str, str]:
-    ids = list(notebooks.by_role(pristine, "exercise"))
-    if not mine.exists():
-        return dict.fromkeys(ids, UNTRIED)
-    saved = notebooks.read(mine)
-    answers, checks = (notebooks.by_role(saved, role) for role in ("exercise", "check"))
-    return {id: _saved_state(saved, id, answers.get(id), checks.get(id)) for id in ids}
-
-
-def _saved_state(saved: NotebookNode, id: str, answer: NotebookNode | None, checking: NotebookNode | None) -> str:
-    if answer is None or checking is None or not _is_touched(saved, id, answer):
+def _saved_state(notebook: dict, found: answers.Found) -> str:
+    """What the last check of an exercise that printed a verdict said, as stored; untried where there is no answer."""
+    if found.source is None:
         return UNTRIED
-    said = notebooks.printed(checking)
-    return SOLVED if said == f"{id} ✓ solved\n" else WRONG if f"{id} ✗" in said else UNTRIED
-
-
-def _course(notebook: NotebookNode) -> dict:
-    return notebook.metadata.get("course", {})
+    said = [answers.verdict(found.id, notebooks.printed(cell))[0] for cell in answers.checks(notebook, found.id)]
+    return next((state for state in reversed(said) if state), UNTRIED)
