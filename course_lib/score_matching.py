@@ -28,19 +28,19 @@ def implicit_loss(score_function: ScoreFunction, x: Tensor) -> Tensor:
     return (s.square().sum(1) / 2 + trace).mean()
 
 
-def sliced_loss(score_function: ScoreFunction, x: Tensor, v: Tensor) -> Tensor:
+def sliced_loss(s: ScoreFunction, x: Tensor, v: Tensor) -> Tensor:
     """E[ |s|^2/2 + v' (ds/dx) v ]: one backward pass, for v (B, d) with E[v v'] = I (Song et al. 2019, eq. 8)."""
     if v.shape != x.shape:
         raise ValueError(f"v: expected one direction per row, shape {tuple(x.shape)}, got {tuple(v.shape)}")
     x = x.detach().requires_grad_()
-    s = score_function(x)
-    slope = torch.autograd.grad((s * v).sum(), x, create_graph=True)[0]                       # v' ds/dx
-    return (s.square().sum(1) / 2 + (slope * v).sum(1)).mean()
+    s_x = s(x)
+    slope = torch.autograd.grad((s_x * v).sum(), x, create_graph=True)[0]                     # v' ds/dx
+    return (s_x.square().sum(1) / 2 + (slope * v).sum(1)).mean()
 
 
-def denoising_score_loss(score_function: ScoreFunction, x0: Tensor, sigma: float, noise: Tensor) -> Tensor:
+def denoising_score_loss(s: ScoreFunction, x0: Tensor, sigma: float, eps: Tensor) -> Tensor:
     """E[ |s(x0 + sigma eps) + eps/sigma|^2 ]/2: no derivative at all (Vincent 2011, eq. 11)."""
-    residual = score_function(x0 + sigma * noise) + noise / sigma
+    residual = s(x0 + sigma * eps) + eps / sigma
     return residual.square().sum(1).mean() / 2
 
 

@@ -24,6 +24,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -98,8 +100,6 @@ def code_cells(chapter: Chapter) -> list[Cell]:
 # --- running and watching --------------------------------------------------------------------------------------------
 
 def _run(cell: Cell, source: str, names: dict) -> None:
-    import matplotlib.pyplot as plt                     # after its backend was chosen
-
     exec(compile(source, cell.id, "exec"), names)
     plt.close("all")                                    # as notebooks do after each cell
 
@@ -245,9 +245,9 @@ def _work(connection, cells: list[Cell], names: Watched, blank: frozenset[str], 
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    matplotlib.use("Agg")
+    torch.set_num_threads(1)                            # a fork keeps only one
     source = Path(sys.argv[1]).resolve()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         found, size = troubles(Chapter(source))
