@@ -66,11 +66,14 @@ def test_the_courses_own_takes_the_arguments_of_the_stub(id):
 
 @exercises
 def test_every_call_in_the_chapter_fits_the_stub_and_the_courses_own(id):
-    stub = stub_of(id)
+    """What has no default is not given by name: a learner may call it otherwise."""
+    stub, reference = stub_of(id), inspect.signature(banks.exercise(id).reference)
+    theirs = inspect.signature(with_its_arguments(stub, print))
     found = [call for cell in cells_of(int(id.split(".")[0])) for call in calls(ast.parse(cell.solved), stub.name)]
     for positional, named in found:
-        for function in (with_its_arguments(stub, print), banks.exercise(id).reference):
-            inspect.signature(function).bind_partial(*positional, **named)
+        assert all(theirs.parameters[name].default is not inspect.Parameter.empty for name in named)
+        for signature in (theirs, reference):
+            signature.bind_partial(*positional, **named)
 
 
 @exercises
