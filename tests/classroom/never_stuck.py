@@ -32,8 +32,6 @@ import torch
 from course_lib.classroom import checks, notebooks
 from course_lib.classroom.build import Chapter
 
-_fork = multiprocessing.get_context("fork")
-
 
 @dataclass
 class Cell:
@@ -201,10 +199,9 @@ class _Waiting:
 
     def __init__(self, cells: list[Cell], names: Watched, start: int, others: "Iterable[_Waiting]"):
         self.cells, self.start = cells, start
-        self.connection, end = _fork.Pipe()
+        self.connection, end = multiprocessing.Pipe()
         inherited = [self.connection, *(other.connection for other in others)]
-        self.process = _fork.Process(target=_serve, args=(end, inherited, cells, names))
-        self.process.start()
+        self.process = _forked(_serve, end, inherited, cells, names)
         end.close()
 
     def run(self, blank: frozenset[str], wanted: list[int]) -> str:
@@ -220,14 +217,19 @@ class _Waiting:
         self.process.join()
 
 
+def _forked(function, *arguments) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
 def _serve(connection, inherited: list, cells: list[Cell], names: Watched) -> None:
     """Run what is asked for, each time from the same beginning, until the asking process hangs up or is gone."""
     for other in inherited:                             # a copy kept open here would hide that
         other.close()
     with contextlib.suppress(EOFError):
         while True:
-            process = _fork.Process(target=_work, args=(connection, cells, names, *connection.recv()))
-            process.start()
+            process = _forked(_work, connection, cells, names, *connection.recv())
             process.join()
             if process.exitcode:
                 connection.send(f"its process ended with {process.exitcode}")

@@ -4,20 +4,22 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 from functools import cache
 
+import never_stuck
 import pytest
 
 from course_lib.classroom import banks, build, checks, notebooks
 from course_lib.data import ROOT
-from tests.classroom import never_stuck
 
 SOURCES = notebooks.chapters(ROOT / "notebooks" / "source", suffix=".py")
 IDS = [id for source in SOURCES for id in banks.exercises(notebooks.number(source))]
 chapters = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 exercises = pytest.mark.parametrize("id", IDS)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 @cache
@@ -98,6 +100,7 @@ def test_the_courses_own_works_with_a_learners_functions(id):
 
 # --- the chapters, run -----------------------------------------------------------------------------------------------
 
+@needs_fork
 @pytest.mark.slowest
 @chapters
 def test_a_chapter_runs_to_its_end_whichever_exercises_are_blank(source, tmp_path):
@@ -206,6 +209,7 @@ def small(bank, tmp_path):
     (bank / "chapter_96.py").unlink()
 
 
+@needs_fork
 def test_an_answer_that_does_not_fit_the_courses_own_is_found(small):
     found, size = never_stuck.troubles(small("my_step"))
     assert found == [
