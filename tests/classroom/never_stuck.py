@@ -3,13 +3,14 @@
     python tests/classroom/never_stuck.py notebooks/source/02_diffusion_sdes.py
 
 A chapter of n exercises has 2^n states; we look at the 2n in which a single exercise is blank, or a single one solved.
-First the solved chapter is run whole and watched: which names does each cell read, bind, and change in place? This tells on
-which exercises a cell depends, through whatever chain of cells. A cell whose exercises are all solved has then been run, and
-one whose exercises are all blank is run by the test of the fresh notebook. There remain the cells in which an answer of the
-learner's meets one of the course's own. These, with all the cells that they need, are run for each of the states, in a
-process of its own, which was forked from the solved chapter before the first blank exercise.
+First the solved chapter is run whole and watched: which names does each statement read, bind, and change in place? This
+tells on which exercises it depends, through whatever chain of statements. One whose exercises are all solved has then been
+run, and one whose exercises are all blank is run by the test of the fresh notebook. There remain those in which an answer of
+the learner's meets one of the course's own. These, with all that they need, are run for each of the states, in a process of
+its own, which was forked from the solved chapter before the first blank exercise.
 """
 
+import ast
 import contextlib
 import functools
 import io
@@ -35,14 +36,23 @@ from course_lib.classroom.build import Chapter
 
 @dataclass
 class Cell:
-    """A code cell, solved and as a learner gets it, and what it did to the notebook's names when all was solved."""
+    """A code cell, solved and as a learner gets it."""
 
     id: str
     solved: str
     blank: str
     exercise: str | None = None                         # whose cell it is
     checked: str | None = None                          # whose check it is
-    reads: set[str] = field(default_factory=set)        # names, before the cell bound them itself
+
+
+@dataclass
+class Part:
+    """A statement of a cell, and what it did to the notebook's names when all was solved. An exercise cell is one part."""
+
+    cell: Cell
+    node: ast.Module
+    last: bool                                          # of its cell
+    reads: set[str] = field(default_factory=set)        # names, before it bound them itself
     binds: set[str] = field(default_factory=set)
     changes: set[str] = field(default_factory=set)      # names whose values it changed in place
     depends: frozenset[str] = frozenset()               # the exercises whose state can reach it
@@ -71,21 +81,21 @@ def troubles(chapter: Chapter) -> tuple[list[str], str]:
 
     Raises whatever the solved chapter raises.
     """
-    cells, names, waiting, found = code_cells(chapter), Watched(), {}, []
+    parts, names, waiting, found = _parts(code_cells(chapter)), Watched(), {}, []
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            for number, cell in enumerate(cells):
-                if cell.exercise:
-                    waiting[cell.exercise] = stack.enter_context(_Waiting(cells, names, number, waiting.values()))
-                _watch(cell, names)
-        _trace(cells)
-        plans = _plans(cells)
+            for number, part in enumerate(parts):
+                if part.cell.exercise:
+                    waiting[part.cell.exercise] = stack.enter_context(_Waiting(parts, names, number, waiting.values()))
+                _watch(part, names)
+        _trace(parts)
+        plans = _plans(parts)
         for blank, wanted in plans.items():
             first = next(exercise for exercise in waiting if exercise in blank)
             trouble = waiting[first].run(blank, wanted)
             if trouble:
                 found.append(f"{chapter.name}, {', '.join(sorted(blank))} blank and the others solved: {trouble}")
-    return found, f"{len(cells)} cells solved, {sum(map(len, plans.values()))} in {len(plans)} mixed states"
+    return found, f"{len(parts)} statements solved, {sum(map(len, plans.values()))} in {len(plans)} mixed states"
 
 
 def code_cells(chapter: Chapter) -> list[Cell]:
@@ -95,25 +105,32 @@ def code_cells(chapter: Chapter) -> list[Cell]:
             for solved, blank in zip(solution.cells, learner.cells, strict=True) if solved.cell_type == "code"]
 
 
+def _parts(cells: list[Cell]) -> list[Part]:
+    bodies = [(cell, ast.parse(cell.solved).body) for cell in cells]
+    return [Part(cell, ast.Module(statements, []), statements[-1] is body[-1]) for cell, body in bodies
+            for statements in ([body] if cell.exercise else [[statement] for statement in body])]
+
+
 # --- running and watching --------------------------------------------------------------------------------------------
 
-def _run(cell: Cell, source: str, names: dict) -> None:
-    exec(compile(source, cell.id, "exec"), names)
-    plt.close("all")                                    # as notebooks do after each cell
+def _run(part: Part, names: dict, blank: bool = False) -> None:
+    exec(compile(ast.parse(part.cell.blank) if blank else part.node, part.cell.id, "exec"), names)
+    if part.last:
+        plt.close("all")                                # as notebooks do after each cell
 
 
-def _watch(cell: Cell, names: Watched) -> None:
-    """Run a solved cell and note what it does."""
+def _watch(part: Part, names: Watched) -> None:
+    """Run a solved part and note what it does."""
     before = _fingerprints(names)
     names.reads.clear()
     names.binds.clear()
-    _run(cell, cell.solved, names)
+    _run(part, names)
     after = _fingerprints(names)
-    cell.reads, cell.binds = set(names.reads), set(names.binds)
-    cell.changes = {name for name in before.keys() & after.keys() - cell.binds if before[name] != after[name]}
-    if cell.checked:
-        [name] = cell.binds
-        assert checks._MARK not in getattr(names[name], "__dict__", {}), f"{cell.checked}: the solution is not solved"
+    part.reads, part.binds = set(names.reads), set(names.binds)
+    part.changes = {name for name in before.keys() & after.keys() - part.binds if before[name] != after[name]}
+    if part.cell.checked:
+        [name] = part.binds
+        assert checks._MARK not in getattr(names[name], "__dict__", {}), f"{part.cell.checked}: the solution is not solved"
 
 
 def _fingerprints(names: dict) -> dict[str, int]:
@@ -125,7 +142,7 @@ def _fingerprint(value, seen: dict[int, int]) -> int:
     """A number that is another one once the value, or anything that it holds, has been changed in place."""
     if id(value) not in seen:
         seen[id(value)] = id(value)                     # ends circles
-        seen[id(value)] = hash((id(value), _mark(value), *(_fingerprint(part, seen) for part in _parts(value))))
+        seen[id(value)] = hash((id(value), _mark(value), *(_fingerprint(held, seen) for held in _holds(value))))
     return seen[id(value)]
 
 
@@ -141,7 +158,7 @@ def _mark(value):
     return None
 
 
-def _parts(value) -> Iterable:
+def _holds(value) -> Iterable:
     if isinstance(value, dict):
         return [*value, *value.values()]
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -158,36 +175,36 @@ def _parts(value) -> Iterable:
 
 # --- what must be run ------------------------------------------------------------------------------------------------
 
-def _trace(cells: list[Cell]) -> None:
-    """Fill in on which exercises each cell depends."""
+def _trace(parts: list[Part]) -> None:
+    """Fill in on which exercises each part depends."""
     reaches: dict[str, frozenset[str]] = {}             # name -> exercises
-    for cell in cells:
-        own = {id for id in (cell.exercise, cell.checked) if id}
-        cell.depends = frozenset(own).union(*(reaches.get(name, ()) for name in cell.reads))
-        reaches |= {name: cell.depends for name in cell.binds}
-        reaches |= {name: reaches.get(name, frozenset()) | cell.depends for name in cell.changes}
+    for part in parts:
+        own = {id for id in (part.cell.exercise, part.cell.checked) if id}
+        part.depends = frozenset(own).union(*(reaches.get(name, ()) for name in part.reads))
+        reaches |= {name: part.depends for name in part.binds}
+        reaches |= {name: reaches.get(name, frozenset()) | part.depends for name in part.changes}
 
 
-def _plans(cells: list[Cell]) -> dict[frozenset[str], list[int]]:
-    """Blank exercises -> the cells to look at, by number: each cell once for each mixed state of what it depends on."""
-    ids = frozenset(cell.exercise for cell in cells if cell.exercise)
+def _plans(parts: list[Part]) -> dict[frozenset[str], list[int]]:
+    """Blank exercises -> the parts to look at, by number: each part once for each mixed state of what it depends on."""
+    ids = frozenset(part.cell.exercise for part in parts if part.cell.exercise)
     plans, seen = {}, set()
     for blank in [*(frozenset([id]) for id in sorted(ids)), *(ids - {id} for id in sorted(ids))]:
-        mixed = {(number, cell.depends & blank) for number, cell in enumerate(cells)
-                 if cell.depends & blank and cell.depends - blank} - seen
+        mixed = {(number, part.depends & blank) for number, part in enumerate(parts)
+                 if part.depends & blank and part.depends - blank} - seen
         seen |= mixed
         if mixed:
             plans[blank] = sorted(number for number, _ in mixed)
     return plans
 
 
-def _slice(cells: list[Cell], wanted: list[int], start: int) -> list[int]:
-    """The wanted cells and, from `start` on, those that bind or change what they need, in order."""
+def _slice(parts: list[Part], wanted: list[int], start: int) -> list[int]:
+    """The wanted parts and, from `start` on, those that bind or change what they need, in order."""
     live, chosen = set(), []
     for number in range(wanted[-1], start - 1, -1):
-        cell = cells[number]
-        if number in wanted or live & (cell.binds | cell.changes):
-            live = (live - cell.binds) | cell.reads
+        part = parts[number]
+        if number in wanted or live & (part.binds | part.changes):
+            live = (live - part.binds) | part.reads
             chosen.append(number)
     return chosen[::-1]
 
@@ -195,18 +212,18 @@ def _slice(cells: list[Cell], wanted: list[int], start: int) -> list[int]:
 # --- states, each in its own process ---------------------------------------------------------------------------------
 
 class _Waiting:
-    """The solved chapter as it was before the cell `start`, kept in a process of its own until it is known what to run."""
+    """The solved chapter as it was before the part `start`, kept in a process of its own until it is known what to run."""
 
-    def __init__(self, cells: list[Cell], names: Watched, start: int, others: "Iterable[_Waiting]"):
-        self.cells, self.start = cells, start
+    def __init__(self, parts: list[Part], names: Watched, start: int, others: "Iterable[_Waiting]"):
+        self.parts, self.start = parts, start
         self.connection, end = multiprocessing.Pipe()
         inherited = [self.connection, *(other.connection for other in others)]
-        self.process = _forked(_serve, end, inherited, cells, names)
+        self.process = _forked(_serve, end, inherited, parts, names)
         end.close()
 
     def run(self, blank: frozenset[str], wanted: list[int]) -> str:
         """What went wrong, or an empty string."""
-        self.connection.send((blank, _slice(self.cells, wanted, self.start)))
+        self.connection.send((blank, _slice(self.parts, wanted, self.start)))
         return self.connection.recv()
 
     def __enter__(self):
@@ -223,26 +240,26 @@ def _forked(function, *arguments) -> multiprocessing.Process:
     return process
 
 
-def _serve(connection, inherited: list, cells: list[Cell], names: Watched) -> None:
+def _serve(connection, inherited: list, parts: list[Part], names: Watched) -> None:
     """Run what is asked for, each time from the same beginning, until the asking process hangs up or is gone."""
     for other in inherited:                             # a copy kept open here would hide that
         other.close()
     with contextlib.suppress(EOFError):
         while True:
-            process = _forked(_work, connection, cells, names, *connection.recv())
+            process = _forked(_work, connection, parts, names, *connection.recv())
             process.join()
             if process.exitcode:
                 connection.send(f"its process ended with {process.exitcode}")
 
 
-def _work(connection, cells: list[Cell], names: Watched, blank: frozenset[str], numbers: list[int]) -> None:
-    for cell in (cells[number] for number in numbers):
+def _work(connection, parts: list[Part], names: Watched, blank: frozenset[str], numbers: list[int]) -> None:
+    for part in (parts[number] for number in numbers):
         try:
-            _run(cell, cell.blank if cell.exercise in blank else cell.solved, names)
+            _run(part, names, part.cell.exercise in blank)
         except BaseException as error:                  # whatever a cell does, it is told
-            lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == cell.id]
-            line = cell.solved.splitlines()[lines[-1].lineno - 1].strip() if lines else ""
-            return connection.send(f"`{line}` in cell {cell.id} raised {type(error).__name__}: {error}")
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == part.cell.id]
+            line = part.cell.solved.splitlines()[frames[-1].lineno - 1].strip() if frames else ""
+            return connection.send(f"`{line}` in cell {part.cell.id} raised {type(error).__name__}: {error}")
     return connection.send("")
 
 
