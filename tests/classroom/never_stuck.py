@@ -81,13 +81,13 @@ def troubles(chapter: Chapter) -> tuple[list[str], str]:
 
     Raises whatever the solved chapter raises.
     """
-    parts, names, waiting, found = _parts(code_cells(chapter)), Watched(), {}, []
+    parts, names, waiting, found, marks = _parts(code_cells(chapter)), Watched(), {}, [], {}
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for number, part in enumerate(parts):
                 if part.cell.exercise:
                     waiting[part.cell.exercise] = stack.enter_context(_Waiting(parts, names, number, waiting.values()))
-                _watch(part, names)
+                marks = _watch(part, names, marks)
         _trace(parts)
         plans = _plans(parts)
         for blank, wanted in plans.items():
@@ -119,9 +119,8 @@ def _run(part: Part, names: dict, blank: bool = False) -> None:
         plt.close("all")                                # as notebooks do after each cell
 
 
-def _watch(part: Part, names: Watched) -> None:
-    """Run a solved part and note what it does."""
-    before = _fingerprints(names)
+def _watch(part: Part, names: Watched, before: dict[str, int]) -> dict[str, int]:
+    """Run a solved part and note what it does, given the fingerprints of all values before; returns those after it."""
     names.reads.clear()
     names.binds.clear()
     _run(part, names)
@@ -131,6 +130,7 @@ def _watch(part: Part, names: Watched) -> None:
     if part.cell.checked:
         [name] = part.binds
         assert checks._MARK not in getattr(names[name], "__dict__", {}), f"{part.cell.checked}: the solution is not solved"
+    return after
 
 
 def _fingerprints(names: dict) -> dict[str, int]:
