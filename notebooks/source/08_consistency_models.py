@@ -505,7 +505,7 @@ for n in ns:
     ts, a = torch.linspace(schedule.t_max, 0, n + 1, dtype=torch.float64), 1.0
     for t, r in pairwise(ts):                                   # the factors multiply, so any order will do
         a = a * (at(r) * at(t)).mean() / at(t).square().mean()  # least squares of a x_r on x_t, eq. (8.7)
-    right = my_end(torch.ones(1, dtype=torch.float64), ts[0], schedule, 0.0, std).item()
+    right = my_end(torch.ones(1, 1, dtype=torch.float64), ts[0], schedule, 0.0, std).item()
     lost.append(1 - a.item() / right)
     predicted.append(1 - law(ts).item())
     print(f"{n:3} intervals: {lost[-1]:7.2%} of the width is lost, the law says {predicted[-1]:7.2%}")
