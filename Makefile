@@ -1,6 +1,7 @@
-# make lab      install once into .venv, then open JupyterLab on the first chapter     (make lab ARGS="--no-browser")
-# make test     install once what teachers and developers need, then check everything
-# make build    build the notebooks from notebooks/source
+# make lab        install once into .venv, then open JupyterLab on the first chapter     (make lab ARGS="--no-browser")
+# make test       install once what teachers and developers need, then check everything but ...
+# make test-slow  ... the few checks that take many minutes
+# make build      build the notebooks from notebooks/source
 #
 # Another Python: make lab PYTHON=python3.12. Without make, or on Windows: see README.md.
 
@@ -8,15 +9,20 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: lab test build
+.PHONY: lab test test-slow build
 
 lab: $(VENV)/lab.stamp
 	$(BIN)/course lab $(ARGS)
 
 # One thread for each of two workers: two threads that wait for one another are slow wherever anything else runs.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=12
+
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=12 tests
+	$(PYTEST) -m "not slowest" tests
+
+test-slow: $(VENV)/test.stamp
+	$(PYTEST) -m slowest tests
 
 build: $(VENV)/test.stamp
 	$(BIN)/course build $(ARGS)

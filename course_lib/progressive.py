@@ -31,19 +31,19 @@ def x0_between(schedule: Schedule, x: Tensor, t, z: Tensor, s) -> Tensor:
 
 
 @torch.no_grad()
-def two_step_target(teacher: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
-    """The x0_hat that takes a student from t to s in one DDIM step to where the teacher's two, by way of m, end."""
-    z = ddim(teacher, ddim(teacher, x, t, m, cond=cond), m, s, cond=cond)
-    return x0_between(teacher.schedule, x, t, z, s)
+def two_step_target(D: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
+    """The x0_hat that takes a student from t to s in one DDIM step to where two of its teacher D, by way of m, end."""
+    z = ddim(D, ddim(D, x, t, m, cond=cond), m, s, cond=cond)
+    return x0_between(D.schedule, x, t, z, s)
 
 
 @torch.no_grad()
-def midpoint_target(teacher: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
-    """The same for a teacher that takes one step of `midpoint`: what it sees at m is then the x0_hat of the whole step.
+def midpoint_target(D: Denoiser, x: Tensor, t, m, s, cond: Tensor | None = None) -> Tensor:
+    """The same for a teacher D that takes one step of `midpoint`: what it sees at m is then the x0_hat of the whole step.
 
     For the first stage, whose teacher still has a flow to solve.
     """
-    return teacher(ddim(teacher, x, t, m, cond=cond), m, cond)
+    return D(ddim(D, x, t, m, cond=cond), m, cond)
 
 
 def guidance_loss(teacher: Preconditioned, largest: float) -> LossFunction:

@@ -35,20 +35,20 @@ def implicit_loss(score_function: ScoreFunction, x: Tensor) -> Tensor:
     return mean_of(s.square().sum(1) / 2 + trace, "x")
 
 
-def sliced_loss(score_function: ScoreFunction, x: Tensor, v: Tensor) -> Tensor:
+def sliced_loss(s: ScoreFunction, x: Tensor, v: Tensor) -> Tensor:
     """E[ |s|^2/2 + v' (ds/dx) v ]: one backward pass, for v (B, d) with E[v v'] = I (Song et al. 2019, SSM-VR)."""
     x = need_points(x).detach().requires_grad_()
     need_shape(v, x.shape, "v", "one direction per row, ")
-    s = score_function(x)
-    slope = torch.autograd.grad((s * v).sum(), x, create_graph=True)[0]                       # v' ds/dx
-    return mean_of(s.square().sum(1) / 2 + (slope * v).sum(1), "x")
+    s_x = s(x)
+    slope = torch.autograd.grad((s_x * v).sum(), x, create_graph=True)[0]                     # v' ds/dx
+    return mean_of(s_x.square().sum(1) / 2 + (slope * v).sum(1), "x")
 
 
-def denoising_score_loss(score_function: ScoreFunction, x0: Tensor, sigma: float, noise: Tensor) -> Tensor:
+def denoising_score_loss(s: ScoreFunction, x0: Tensor, sigma: float, eps: Tensor) -> Tensor:
     """E[ |s(x0 + sigma eps) + eps/sigma|^2 ]/2: no derivative at all (Vincent 2011, section 4.2)."""
     need_positive(sigma, "sigma")
-    need_shape(noise, need_points(x0, "x0").shape, "noise")
-    residual = score_function(x0 + sigma * noise) + noise / sigma
+    need_shape(eps, need_points(x0, "x0").shape, "eps")
+    residual = s(x0 + sigma * eps) + eps / sigma
     return mean_of(residual.square().sum(1)) / 2
 
 

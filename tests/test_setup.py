@@ -99,7 +99,8 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 
 @needs_make
-@pytest.mark.parametrize(("target", "extras"), [("lab", "'.[lab]'"), ("test", "'.[lab,teach,dev]'")])
+@pytest.mark.parametrize(("target", "extras"), [
+    ("lab", "'.[lab]'"), ("test", "'.[lab,teach,dev]'"), ("test-slow", "'.[lab,teach,dev]'")])
 def test_the_first_make_installs(clone, target, extras):
     commands = plan(clone, target, "PYTHON=python3.11")
     assert "python3.11 -m venv .venv" in commands
@@ -107,12 +108,12 @@ def test_the_first_make_installs(clone, target, extras):
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["lab", "test"])
-def test_the_second_make_installs_nothing_until_requirements_change(clone, target):
-    pretend_installed(clone, f"{target}.stamp")
+@pytest.mark.parametrize(("target", "stamp"), [("lab", "lab.stamp"), ("test", "test.stamp"), ("test-slow", "test.stamp")])
+def test_the_second_make_installs_nothing_until_requirements_change(clone, target, stamp):
+    pretend_installed(clone, stamp)
     assert "install" not in plan(clone, target) and "venv .venv" not in plan(clone, target)
     (clone / "pyproject.toml").touch()
-    os.utime(clone / ".venv" / f"{target}.stamp", (1, 1))
+    os.utime(clone / ".venv" / stamp, (1, 1))
     assert "pip install" in plan(clone, target)
 
 
@@ -122,12 +123,27 @@ def test_make_lab_passes_arguments_on(clone):
     assert plan(clone, "lab", "ARGS=--no-browser").strip() == ".venv/bin/course lab --no-browser"
 
 
+@needs_make
+def test_make_test_and_make_test_slow_share_all_tests_out_between_them(clone):
+    pretend_installed(clone, "test.stamp")
+    runs = [line for target in ("test", "test-slow") for line in plan(clone, target).splitlines() if "pytest" in line]
+    chosen = [re.fullmatch(r"(.*) -m (\S+|\".*\") tests", run) for run in runs]
+    assert [match[2] for match in chosen] == ['"not slowest"', "slowest"]
+    assert len({match[1] for match in chosen}) == 1
+    assert any(marker.startswith("slowest:") for marker in PYPROJECT["tool"]["pytest"]["ini_options"]["markers"])
+
+
 # --- continuous integration -----------------------------------------------------------------------------------------
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_ci_script_can_run():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=True)
+
+
+def test_the_ci_script_runs_all_tests_and_allows_no_skips():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-3:] == ["export COURSE_REQUIRE_ALL=1", "make test", "exec make test-slow"]
 
 
 SKIPS = """

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, eps, levels, per_row, score
-from ..sampling import final
 from ..schedules import VE, CosineVP, Flow, LinearVP, Schedule, SubVP
 from ..sde_samplers import ancestral, euler_maruyama
 from .checks import Exercise, Mistake
@@ -230,8 +229,10 @@ REVERSE = Exercise("2.3", "One Euler-Maruyama step back", euler_maruyama, one_st
 # --- 2.4 -------------------------------------------------------------------------------------------------------------
 
 def walk_down(D: Denoiser, x: Tensor, ts: Tensor, step, noise: Tensor) -> Tensor:
-    """The state at ts[-1], denoised: x0_hat (B, ...)."""
-    return D(final(D, x, ts, step, noise=noise).x, ts[-1])
+    """The state at ts[-1], denoised: x0_hat (B, ...). The step may be a learner's: it takes D, x, t, s, z and no more."""
+    for (t, s), z in zip(pairwise(ts), noise):
+        x = step(D, x, t, s, z)
+    return D(x, ts[-1])
 
 
 def walks(generator: torch.Generator) -> Iterator[tuple]:

@@ -135,13 +135,17 @@ def my_gaussian_score(x, m, tau):                                          # (B,
 my_gaussian_score = exercise("1.1", my_gaussian_score)
 
 # %%
-bell = GaussianMixture([[0.5, 0.0]], [0.8])
-home = partial(my_gaussian_score, m=torch.tensor([0.5, 0.0]))
-points = plotting.mesh(2.5, 9, torch.float32)
-assert torch.allclose(home(points, tau=torch.full((81,), 0.8)), exact_score(bell, points), atol=1e-5)      # eq. (1.2)
+bell, points = GaussianMixture([[0.5, 0.0]], [0.8]), plotting.mesh(2.5, 9, torch.float32)
+
+
+def home(x):
+    return my_gaussian_score(x, torch.tensor([0.5, 0.0]), torch.full((len(x),), 0.8))
+
+
+assert torch.allclose(home(points), exact_score(bell, points), atol=1e-5)                     # eq. (1.2)
 
 ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=2.0)[0])
-plotting.field(lambda x: home(x, tau=torch.full((len(x),), 0.8)), ax=ax, title="your score of one Gaussian", n=6, width=0.01)
+plotting.field(home, ax=ax, title="your score of one Gaussian", n=6, width=0.01)
 plt.show()
 
 # %% [markdown]

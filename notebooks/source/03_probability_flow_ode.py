@@ -618,9 +618,9 @@ def signs(shape, generator):
     return 2 * torch.randint(2, shape, generator=generator, dtype=torch.float64) - 1
 
 
-point = torch.tensor([[0.9, 0.5]], dtype=torch.float64)
-_, exact = exact_divergence(lambda x: my_velocity(D, x, 0.1), point)
-_, estimates = my_hutchinson(lambda x: my_velocity(D, x, 0.1), point.expand(2000, 2), signs((2000, 2), seeded(8)))
+point, t = torch.tensor([[0.9, 0.5]], dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+_, exact = exact_divergence(lambda x: my_velocity(D, x, t), point)
+_, estimates = my_hutchinson(lambda x: my_velocity(D, x, t), point.expand(2000, 2), signs((2000, 2), seeded(8)))
 error = estimates.std() / 2000**0.5
 print(f"exact {exact.item():.3f}; mean of 2000 probes {estimates.mean():.3f} ± {error:.3f}")
 print("what a single probe said:", "  ".join(f"{value:.3f}" for value in estimates[:8]))

@@ -223,7 +223,7 @@ for c in SCHEDULES:
     D = ring().denoiser(c)
     remixed = c.alpha(s) * D(x, t) + c.sigma(s) * eps(D, x, t)
     assert (my_ddim(D, x, t, s) - remixed).abs().max() < 1e-12                                  # eq. (4.3)
-one = my_ddim(only_boot, noise, LinearVP().t_max, LinearVP().t_min)
+one = my_ddim(only_boot, noise, *uniform(1, LinearVP()))
 print(f"one DDIM step: {(one - boot).std():.4f} of noise left, {LinearVP().sigma(LinearVP().t_min):.4f} are due")
 
 # %% [markdown]
@@ -1170,7 +1170,7 @@ my_angular = exercise("4.6", my_angular)
 
 # %%
 c = LinearVP()
-one = my_angular(cloud, x_T, c.t_max, c.t_min, 0.5)
+one = my_angular(cloud, x_T, *uniform(1, c), 0.5)
 width_ratio = [(c.alpha(t) ** 2 * 0.25 + c.sigma(t) ** 2).sqrt() for t in (c.t_max, c.t_min)]
 assert (one - x_T * width_ratio[1] / width_ratio[0]).abs().max() < 1e-12                        # exact for N(0, c^2), in one step
 steps = {"DDIM": ddim, "Euler": euler, "yours, c = 1.07": lambda D, x, t, s, z, cond: my_angular(D, x, t, s, 1.07)}

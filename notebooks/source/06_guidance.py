@@ -727,7 +727,7 @@ assert torch.allclose(my_weight(bars, 3, s_c, s_u), 3 * (1 + bars**2 / s_u**2) /
 
 
 def varying(w, s_c, s_u):                                       # the weight as a function of the time
-    return lambda t: my_weight(torch.as_tensor(schedule.sigma(t) / schedule.alpha(t)), w, s_c, s_u)
+    return lambda t: my_weight((schedule.sigma(t) / schedule.alpha(t)).reshape(1), w, s_c, s_u).item()
 
 
 repaired = last(third_order, Insist(pair, varying(3, s_c, s_u)), start, long, cond=mine).x

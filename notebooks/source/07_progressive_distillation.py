@@ -510,7 +510,7 @@ print(f"before any training the first student's loss is {probe[0]:.1e}: two shor
 # %%
 STEPS = 1000 if full else 200
 students, D, ts = {}, teacher, grid(64)
-for its_grid in my_halvings(ts, until=1):
+for its_grid in my_halvings(ts, 1):
     trained = train(stage(D, ts), Student.of(D), [spots], steps=STEPS, lr=2e-3, **settings)
     D, ts = trained.model, its_grid
     students[len(ts) - 1] = D

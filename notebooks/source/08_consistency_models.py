@@ -146,7 +146,7 @@ for each in SCHEDULES:
     assert torch.allclose(my_end(x, torch.tensor(0.0), each, 0.5, 0.7), x)                      # at t = 0: itself
 cloud = GaussianMixture([[0.0, 0.0]], 0.5).denoiser(schedule)
 start = prior(cloud, (4000, 2), seeded(2), dtype=torch.float64)
-f_start = my_end(start, schedule.t_max, schedule, 0.0, 0.5)
+f_start = my_end(start, torch.tensor(schedule.t_max, dtype=torch.float64), schedule, 0.0, 0.5)
 print(f"width of D(x_T): {cloud(start, schedule.t_max).std():.4f}    of f(x_T): {f_start.std():.4f}    of the data: 0.5000")
 
 # %% [markdown]
@@ -505,7 +505,7 @@ for n in ns:
     ts, a = torch.linspace(schedule.t_max, 0, n + 1, dtype=torch.float64), 1.0
     for t, r in pairwise(ts):                                   # the factors multiply, so any order will do
         a = a * (at(r) * at(t)).mean() / at(t).square().mean()  # least squares of a x_r on x_t, eq. (8.7)
-    right = my_end(torch.ones(1, dtype=torch.float64), schedule.t_max, schedule, 0.0, std).item()
+    right = my_end(torch.ones(1, 1, dtype=torch.float64), ts[0], schedule, 0.0, std).item()
     lost.append(1 - a.item() / right)
     predicted.append(1 - law(ts).item())
     print(f"{n:3} intervals: {lost[-1]:7.2%} of the width is lost, the law says {predicted[-1]:7.2%}")

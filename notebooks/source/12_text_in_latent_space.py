@@ -529,7 +529,7 @@ my_memory = exercise("12.4", my_memory)
 # %%
 points = torch.randn(6, 2, generator=seeded(13), dtype=torch.float64)
 x = torch.randn(50, 2, generator=seeded(14), dtype=torch.float64)
-for t in (0.2, 0.5, 0.9):
+for t in torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64):
     narrow = GaussianMixture(points, 1e-5).denoiser(schedule)
     assert torch.allclose(my_memory(x, t, schedule, points), narrow(x, t), atol=1e-6)           # eq. (12.5)
 
