@@ -1,4 +1,7 @@
-"""The figures. Truth is drawn in grey, estimates in colour; every function draws on the axes it is given, or makes its own."""
+"""The figures. Truth is drawn in grey, estimates in colour; every function draws on the axes it is given, or makes its own.
+
+An inch of a figure is 100 pixels on the screen, and a dense screen gets two dots for each; no text is under 9 points.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,15 +12,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-TRUTH, ESTIMATE, SECOND, THIRD = "#9aa0a6", "#c2410c", "#1d4ed8", "#15803d"  # told apart without colour vision too
-STYLE = {"figure.dpi": 90, "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
-         "legend.frameon": False, "font.size": 9, "savefig.dpi": 90}
+# Told apart by every kind of colour vision (tests/test_plotting.py has the numbers); on white all but TRUTH are dark enough
+# for text. Grey, orange, blue, green, purple, black:
+TRUTH, ESTIMATE, SECOND, THIRD, FOURTH, INK = "#868b91", "#c15802", "#206dc8", "#094726", "#801a62", "#000000"
+CLASSES = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499",
+           "#666666")              # ten kinds of dots (after P. Tol's "muted"): so many colours also need place or a letter
+STYLE = {"figure.dpi": 100, "savefig.dpi": "figure", "figure.constrained_layout.use": True, "axes.spines.top": False,
+         "axes.spines.right": False, "font.size": 10, "axes.titlesize": 10, "figure.titlesize": 10, "axes.labelsize": 10,
+         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "lines.markersize": 5}
+DENSITY = 2                        # dots of a picture for each pixel of the screen
 
 
 def style() -> None:
-    """The course's look, for every figure after this call."""
+    """The course's look, for every figure after this call; in a notebook also the dots of dense screens."""
     plt.rcParams.update(STYLE)
+    if "inline" in plt.get_backend():
+        from matplotlib_inline.config import InlineBackend
+
+        InlineBackend.instance().figure_formats = {"retina"}                          # DENSITY dots, at the same size
+
+
+def looks(names: Sequence[str]) -> dict[str, dict]:
+    """name -> color, marker and line style for plot(): a different one of each for up to five series in one frame.
+
+    ax.plot(x, y, **looks(names)[name], label=name). Raises ValueError for more than five names.
+    """
+    kinds = ((ESTIMATE, "o", "-"), (SECOND, "s", "--"), (THIRD, "^", "-."), (FOURTH, "D", ":"), (INK, "v", (0, (5, 1))))
+    if len(names) > len(kinds):
+        raise ValueError(f"names: expected at most {len(kinds)} series in one frame, got {len(names)}")
+    return {name: {"color": color, "marker": marker, "ls": ls} for name, (color, marker, ls) in zip(names, kinds)}
 
 
 def panels(n: int, size: float = 2.6, columns: int | None = None) -> list[Axes]:
@@ -64,7 +87,7 @@ def scatter(x: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str =
     ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
     outside = int((x.abs() > extent).any(1).sum())
     if outside:
-        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=7)
+        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=9)
     return _bare(ax, extent, title)
 
 
@@ -115,7 +138,7 @@ def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
         image_grid(images, len(images), ax)
         ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(title)
     return fig
 
 

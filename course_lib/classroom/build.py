@@ -15,6 +15,7 @@ A source is a jupytext percent script that also runs by itself. Its header and c
 import base64
 import copy
 import io
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ from PIL import Image
 
 from . import banks, notebooks
 
-LARGEST = 400_000                       # bytes of a built notebook
+LARGEST = 450_000                       # bytes of a built notebook
 SECONDS_A_CELL = 600
 _FORMAT = {"extension": ".py", "format_name": "percent",
            "root_level_metadata_as_raw_cell": False, "comment_magics": False}
@@ -247,9 +248,44 @@ def _execute(root: Path, name: str, notebook: NotebookNode) -> list[str]:
         cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
         for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
             data["image/png"] = _light(data["image/png"])
+    if without := _describe(notebook):
+        raise ValueError(f"{name}: the text below a picture must begin with its description in italics: {', '.join(without)}")
+    for cell in _code_cells(notebook):
         warnings += [f"stderr of {cell.id}: {output.text.strip()}" for output in cell.outputs
                      if output.get("name") == "stderr"]
     return warnings
+
+
+def _describe(notebook: NotebookNode) -> list[str]:
+    """Give every picture its alternative text; returns the ids of cells with a picture that has none.
+
+    That is what the picture came with, and the paragraph in italics with which the next text begins. Where there are several
+    pictures before it, the paragraphs are shared out in order if there is one for each, else the first is for all.
+    """
+    waiting, without = [], []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            waiting += [(cell.id, output.metadata.setdefault(kind, NotebookNode()))
+                        for output in cell.outputs if (kind := _picture(output))]
+        elif waiting:
+            words = _in_italics(cell.source)
+            words = words if len(words) == len(waiting) else (words[:1] or [""]) * len(waiting)
+            for (id, about), text in zip(waiting, words, strict=True):
+                about["alt"] = " ".join(filter(None, (about.get("alt"), text)))
+                without += [id] * (not about["alt"])
+            waiting = []
+    return without + [id for id, about in waiting if not about.get("alt")]
+
+
+def _picture(output: NotebookNode) -> str:
+    """The MIME type of an output's picture, "" where it has none."""
+    return next((kind for kind in output.get("data", {}) if kind.startswith("image/")), "")
+
+
+def _in_italics(markdown: str) -> list[str]:
+    """The paragraphs in italics with which a markdown cell begins, each as one line of plain words."""
+    paragraphs = (" ".join(p.split()) for p in markdown.split("\n\n"))
+    return [re.sub(r"[*`$]", "", p) for p in itertools.takewhile(lambda p: re.fullmatch(r"\*[^*\s].*[^*]\*", p), paragraphs)]
 
 
 def _light(png: str) -> str:
