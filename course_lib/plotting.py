@@ -125,7 +125,7 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: str = "") -> Axes:
     """Images (N, C, H, W) in [-1, 1] side by side: in colour, or, with one channel, dark on light."""
     rows = -(-len(images) // columns)
-    side = max(0.62, 5 / columns)                                                 # inches an image: few are drawn larger
+    side = min(1.5, max(0.75, 6 / columns))                                       # inches an image: few are drawn larger
     ax = ax or plt.subplots(figsize=(side * columns, side * rows + 0.3))[1]
     ax.imshow(tile(images, columns), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
     return _bare(ax, title=title)
@@ -133,7 +133,7 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
     """One labelled row of images per entry: the same starts under different samplers, say."""
-    side = max(0.72, 4.6 / len(rows[0]))                                          # inches an image
+    side = min(1.1, max(0.72, 6 / len(rows[0])))                                  # inches an image
     fig, axes = plt.subplots(len(rows), 1, figsize=(side * len(rows[0]) + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
         image_grid(images, len(images), ax)

@@ -79,7 +79,8 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
             dist.broadcast(p.data, 0)
     data = [d.to(device) for d in data]
     start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
-    bar = tqdm(range(first, steps), initial=first, total=steps, disable=not progress or rank > 0, mininterval=1.0)
+    bar = tqdm(range(first, steps), initial=first, total=steps, disable=not progress or rank > 0, mininterval=1.0,
+               leave=False)                                                  # a saved notebook would keep a lost widget
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in bar:
             rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,

@@ -5,7 +5,7 @@ Uses only what ipywidgets 7.7 and 8 share.
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 
 import ipywidgets
@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import PIL.Image
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
 from .plotting import DENSITY
 
@@ -113,6 +114,11 @@ def flipbook(draw: Callable[..., Figure], *, play: bool = False, alt: str = "", 
     if play and isinstance(last := next(reversed(choices.values())), str):
         raise ValueError(f"play: expected several values of the last choice to run through, got a field to type in, {last!r}")
     return Flipbook(draw, choices, play, alt)
+
+
+def watched(sampler: Callable[..., Iterator]) -> Callable[..., Iterator]:
+    """The sampler with a progress bar over its time grid, gone at the end: last(watched(sample), D, x, ts, step=ddim)."""
+    return lambda D, x, ts, *args, **kwargs: tqdm(sampler(D, x, ts, *args, **kwargs), total=len(ts) - 1, leave=False)
 
 
 def animation(draw: Callable[..., Figure], pages: Sequence, milliseconds: Sequence[int], alt: str) -> Image:

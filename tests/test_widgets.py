@@ -11,7 +11,11 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from course_lib.widgets import animation, control, flipbook, png, size
+from course_lib.fast_samplers import ddim
+from course_lib.sampling import final, last, sample
+from course_lib.schedules import LinearVP, uniform
+from course_lib.targets import GaussianMixture
+from course_lib.widgets import animation, control, flipbook, png, size, watched
 
 
 def book_of(calls, **choices):
@@ -162,3 +166,12 @@ def test_an_animation_has_a_frame_for_every_page_and_describes_itself():
 def test_an_animation_needs_a_time_for_every_page(pages, times):
     with pytest.raises(ValueError, match=f"milliseconds: expected one for each of {len(pages)} pages"):
         animation(lambda page: None, pages, times, alt="")
+
+
+def test_a_watched_sampler_gives_the_same_states_and_leaves_no_bar(capfd):
+    target = GaussianMixture([[0.0, 1.0]], 0.1)
+    D, x, ts = target.denoiser(LinearVP()), torch.ones(3, 2, dtype=torch.float64), uniform(4, LinearVP())
+    seen = last(watched(sample), D, x, ts, step=ddim)
+    assert (seen.x == final(D, x, ts, ddim).x).all() and seen.nfe == 4
+    bar = capfd.readouterr().err
+    assert "/4 [" in bar and bar.rsplit("\r", 2)[1].strip() == ""
