@@ -114,7 +114,7 @@ class Table:
 
     def numeric(self) -> list[bool]:
         """Which columns hold numbers only."""
-        return [all(re.match(r"[-+−]?\d", line[i]) for line in self.rows) for i in range(len(self.head))]
+        return [all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ± \S+)?", line[i]) for line in self.rows) for i in range(len(self.head))]
 
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows)]

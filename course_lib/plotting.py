@@ -76,7 +76,7 @@ def density(log_prob: Callable[[Tensor], Tensor], extent: float = 2.5, ax: Axes 
     """A density in grey from log_prob: (B, 2) -> (B,)."""
     ax = _axes(ax)
     p = log_prob(mesh(extent, n)).exp().reshape(n, n).T.numpy()
-    ax.imshow(p, origin="lower", extent=(-extent, extent) * 2, cmap="Greys", vmax=1.3 * p.max(), interpolation="bilinear")
+    ax.imshow(p, origin="lower", extent=(-extent, extent) * 2, cmap="Greys", vmax=1.7 * p.max(), interpolation="bilinear")
     return _bare(ax, extent, title)
 
 
@@ -84,7 +84,7 @@ def scatter(x: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str =
             size: float = 2.0, label: str | None = None) -> Axes:
     """Samples (N, 2) as dots of one colour, or each its own; how many are outside the frame is written down, not dropped."""
     ax = _axes(ax)
-    ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
+    ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.7, linewidths=0, label=label, rasterized=True)
     outside = int((x.abs() > extent).any(1).sum())
     if outside:
         ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=9)
@@ -133,7 +133,7 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
     """One labelled row of images per entry: the same starts under different samplers, say."""
-    side = min(1.1, max(0.72, 6 / len(rows[0])))                                  # inches an image
+    side = min(1.1, max(0.66, 6 / len(rows[0])))                                  # inches an image
     fig, axes = plt.subplots(len(rows), 1, figsize=(side * len(rows[0]) + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
         image_grid(images, len(images), ax)

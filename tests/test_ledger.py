@@ -112,6 +112,11 @@ def test_the_table_lines_its_columns_up():
     assert "0.031 ± 0.002" in lines[1] and "±" not in lines[0] and "10,000" in lines[0]
 
 
+def test_a_column_holds_numbers_if_every_cell_is_one():
+    rows = [replace(ROW, seconds=2e-7, value=-1.5, spread=0.1, samples=1_000_000), ROW]
+    assert table(rows, "method NFE seconds device value n").numeric() == [False, True, True, False, True, True]
+
+
 def test_the_table_has_a_form_for_notebooks_whose_cells_do_not_wrap():
     html = table([replace(ROW, method="a<b")], "method NFE")._repr_html_()
     left, right = ("white-space: nowrap; text-align: " + side for side in ("left", "right"))

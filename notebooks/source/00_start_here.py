@@ -282,7 +282,7 @@ truth = target.sample(2000, torch.Generator().manual_seed(1)).float()
 again = target.sample(2000, torch.Generator().manual_seed(2)).float()
 floor = sliced_wasserstein(truth, again)
 
-axes = plotting.panels(4, size=2.4)
+axes = plotting.panels(4, size=2.3)
 for ax, n in zip(axes, (1000, 30, 4, 1)):
     y = final(exact, start, uniform(n, schedule), ddim).x
     plotting.density(target.log_prob, ax=ax)

@@ -312,7 +312,7 @@ for name, (ts, xs) in forward.items():
     assert abs(middle.std() / c.sigma(ts[500]) - 1) < 0.07                                      # eq. (2.5), the variance
 
 # %%
-figure, axes = plt.subplots(1, 5, figsize=(10, 2.6))
+figure, axes = plt.subplots(1, 5, figsize=(9.2, 2.6))
 for ax, (name, (ts, xs)) in zip(axes, forward.items()):
     c, dots = SCHEDULES[name], slice(50, None, 95)
     ax.plot(ts, c.alpha(ts), color=plotting.TRUTH, lw=2.5, label=r"$\alpha$")
@@ -622,7 +622,7 @@ def draw_moment(schedule, percent, ax):
     plotting.scatter(states[i], ax, extent, f"t = {ts[i]:.3f}\nα = {c.alpha(ts[i]):.2f}, σ = {c.sigma(ts[i]):.2f}", size=6)
 
 
-for ax, percent in zip(plotting.panels(4, size=2.4), (0, 70, 85, 100)):
+for ax, percent in zip(plotting.panels(4, size=2.3), (0, 70, 85, 100)):
     draw_moment("linear VP", percent, ax)
 plt.show()
 
@@ -780,7 +780,7 @@ plt.show()
 
 # %%
 def show(name, *evaluations):
-    for ax, nfe in zip(plotting.panels(len(evaluations), size=2.4), evaluations):
+    for ax, nfe in zip(plotting.panels(len(evaluations), size=2.3), evaluations):
         plotting.shaded(target.log_prob, 2.3, ax)
         plotting.scatter(runs[name, nfe][0][0, :300], ax, 2.3, f"{name}\n{nfe} steps", size=4)
     plt.show()

@@ -644,7 +644,7 @@ assert abs(orders["DDIM"] - 1) < 0.05 and abs(orders["your 2M"] - 2) < 0.1      
 predict("4.4", "c")
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.4))
 looks = plotting.looks(list(solvers))
 for name, e in errors.items():
     axes[0].plot(counts, e, **looks[name], label=name)
@@ -687,7 +687,7 @@ for name, (sampler, grid) in tries.items():
     print(f"{name:20}" + "".join(f"{n:5} evaluations {error(last(sampler, D, x_T, grid(n)).x):.4f}" for n in (5, 10)))
 
 # %%
-for ax, (name, (sampler, grid)) in zip(plotting.panels(4, size=2.4), tries.items()):
+for ax, (name, (sampler, grid)) in zip(plotting.panels(4, size=2.3), tries.items()):
     plotting.shaded(target.log_prob, 2.4, ax)
     plotting.scatter(last(sampler, D, x_T, grid(5)).x[:300], ax, 2.4, f"{name}\n5 evaluations", size=4)
 plt.show()
@@ -836,7 +836,7 @@ def page(solver, grid, steps, eta, ax=None):
     return figure
 
 
-for ax, setting in zip(plotting.panels(4, size=2.4), (("DDIM", "uniform", 8, 0.0), ("DDIM", "equal angles", 8, 0.0),
+for ax, setting in zip(plotting.panels(4, size=2.3), (("DDIM", "uniform", 8, 0.0), ("DDIM", "equal angles", 8, 0.0),
                                                       ("DDIM", "equal angles", 30, 1.0), ("2nd order", "uniform", 8, 0.0))):
     page(*setting, ax=ax)
 plt.show()
@@ -1012,7 +1012,7 @@ for r in quality:
           f"the floor of {r.floor:.2f} {sure}, n = {r.samples:,}")
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
 for ax, cost, label in ((axes[0], lambda r: r.nfe, "evaluations"), (axes[1], lambda r: r.seconds / r.batch, "seconds a picture")):
     for i, (method, look) in enumerate(plotting.looks(list(NAMES)).items()):
         if points := sorted((cost(r), r.value - r.floor, r.spread or 0) for r in quality if r.method == method):

@@ -328,7 +328,7 @@ def history(D, ts, step, width=1.07):
 
 CASES = {"VE, DDIM": (VE(), ddim), "VE, ancestral": (VE(), ancestral), "VP, DDIM": (CosineVP(), ddim)}
 looks = plotting.looks(list(CASES))
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.4))
 for name, (schedule, step) in CASES.items():
     errors, _, first, L = history(GaussianMixture([[0.0, 0.0]], 1.07).denoiser(schedule), uniform(100, schedule), step)
     k = torch.arange(1.0, len(errors) + 1)
@@ -917,7 +917,7 @@ predict("5.4", "c")
 BARS = [("network", 1, "network\none sample"), ("network", 16, "network\n16 samples"),
         ("fashion_teacher", 1, "picture network\none picture")]
 LOOKS = {"picard": plotting.ESTIMATE, "both": plotting.SECOND, "both, window": plotting.THIRD, "parareal": plotting.FOURTH}
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
 for i, (method, color) in enumerate(LOOKS.items()):
     for j, (model, batch, _) in enumerate(BARS):
         r = next(r for r in runs if (r["model"], r["step"], r["batch"], r["method"], r["tolerance"])
@@ -1022,7 +1022,7 @@ devices = [1, 2, 4, 8, 16, 32, 64]
 CURVES = [("network", 1, "network, one sample"), ("network", 16, "network, 16 samples"),
           ("fashion_teacher", 1, "picture network, one picture")]
 looks = dict(zip(CURVES, plotting.looks([label for *_, label in CURVES]).values()))
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4))
 for name, color, marks in (("network", plotting.ESTIMATE, "o+"), ("fashion_teacher", plotting.THIRD, "^x")):
     for what, mark in zip(("evaluation", "exchange"), marks):
         left.plot(*zip(*((r["rows"], 1e3 * r["seconds"]) for r in of(name, what))), mark, ms=6, color=color,
