@@ -114,7 +114,8 @@ class Table:
 
     def numeric(self) -> list[bool]:
         """Which columns hold numbers only."""
-        return [all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ± \S+)?", line[i]) for line in self.rows) for i in range(len(self.head))]
+        number = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?( ± \S+)?")
+        return [all(number.fullmatch(line[i]) for line in self.rows) for i in range(len(self.head))]
 
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows)]

@@ -8,6 +8,7 @@ threads the final weights agree bit for bit.
 import copy
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .files import atomic_write
 
@@ -80,7 +81,7 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
     data = [d.to(device) for d in data]
     start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
     bar = tqdm(range(first, steps), initial=first, total=steps, disable=not progress or rank > 0, mininterval=1.0,
-               leave=False)                                                  # a saved notebook would keep a lost widget
+               leave=False, file=sys.stdout)                               # text: a saved notebook loses a bar that is a widget
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in bar:
             rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,

@@ -5,7 +5,8 @@ Uses only what ipywidgets 7.7 and 8 share.
 
 import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 
 import ipywidgets
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 import PIL.Image
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .plotting import DENSITY
 
@@ -116,9 +117,14 @@ def flipbook(draw: Callable[..., Figure], *, play: bool = False, alt: str = "", 
     return Flipbook(draw, choices, play, alt)
 
 
+def progress(things: Iterable, total: int | None = None) -> Iterable:
+    """The things in turn, under a bar that is gone at the end; text, since a saved notebook loses a bar that is a widget."""
+    return tqdm(things, total=total, leave=False, file=sys.stdout)
+
+
 def watched(sampler: Callable[..., Iterator]) -> Callable[..., Iterator]:
-    """The sampler with a progress bar over its time grid, gone at the end: last(watched(sample), D, x, ts, step=ddim)."""
-    return lambda D, x, ts, *args, **kwargs: tqdm(sampler(D, x, ts, *args, **kwargs), total=len(ts) - 1, leave=False)
+    """The sampler with a progress bar over its time grid: last(watched(sample), D, x, ts, step=ddim)."""
+    return lambda D, x, ts, *args, **kwargs: progress(sampler(D, x, ts, *args, **kwargs), total=len(ts) - 1)
 
 
 def animation(draw: Callable[..., Figure], pages: Sequence, milliseconds: Sequence[int], alt: str) -> Image:

@@ -173,5 +173,5 @@ def test_a_watched_sampler_gives_the_same_states_and_leaves_no_bar(capfd):
     D, x, ts = target.denoiser(LinearVP()), torch.ones(3, 2, dtype=torch.float64), uniform(4, LinearVP())
     seen = last(watched(sample), D, x, ts, step=ddim)
     assert (seen.x == final(D, x, ts, ddim).x).all() and seen.nfe == 4
-    bar = capfd.readouterr().err
-    assert "/4 [" in bar and bar.rsplit("\r", 2)[1].strip() == ""
+    said = capfd.readouterr()
+    assert "/4 [" in said.out and said.out.rsplit("\r", 2)[1].strip() == "" and not said.err

@@ -245,6 +245,8 @@ def _execute(root: Path, name: str, notebook: NotebookNode) -> list[str]:
     notebook.metadata["language_info"] = {"name": "python"}
     warnings = []
     for cell in _code_cells(notebook):
+        for stream in (output for output in cell.outputs if "text" in output):
+            stream.text = re.sub(r"[^\n]*\r(?!\n)", "", stream.text)         # what a carriage return wipes from the screen
         cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
         for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
             data["image/png"] = _light(data["image/png"])
@@ -296,9 +298,10 @@ def _light(png: str) -> str:
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    """A progress bar, or a widget: neither can be seen in a stored notebook."""
-    bar = output.get("name") == "stderr" and re.search(r"\d+%\||\d+it \[", output.text)
-    return bool(bar) or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    """A progress bar, gone or still there, or a widget: neither can be seen in a stored notebook."""
+    text = output.get("text", "something else")
+    bar = output.get("name") == "stderr" and re.search(r"\d+%\||\d+it \[", text)
+    return not text.strip() or bool(bar) or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def _expect_solved(name: str, executed: NotebookNode) -> None:

@@ -35,7 +35,6 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
-from tqdm.auto import tqdm
 
 from course_lib import data, ledger, plotting, recipes
 from course_lib.classroom import exercise, predict, reveal
@@ -46,6 +45,7 @@ from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, uniform
 from course_lib.score_matching import annealed_langevin
 from course_lib.sde_samplers import ancestral, euler_maruyama, langevin_correction, predictor_corrector
 from course_lib.targets import GaussianMixture, ring, two_islands
+from course_lib.widgets import flipbook, progress
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -635,9 +635,6 @@ plt.show()
 # of them end in the same picture.
 
 # %%
-from course_lib.widgets import flipbook
-
-
 def page(schedule, percent):
     figure, ax = plt.subplots(figsize=(4.2, 4.6))
     draw_moment(schedule, percent, ax)
@@ -717,7 +714,7 @@ predict("2.3", "b")
 # %%
 STEPS = {"Euler-Maruyama": (euler_maruyama, 1), "ancestral": (ancestral, 1), "predictor-corrector": (predictor_corrector(), 2)}
 runs = {("Euler-Maruyama", 1000): (good, 1000, good_seconds)}
-for name, (step, cost) in tqdm(STEPS.items(), leave=False):
+for name, (step, cost) in progress(STEPS.items()):
     for nfe in (1000, 100, 30, 10):                             # equal evaluations: a corrector doubles the cost of a step
         if (name, nfe) not in runs:
             runs[name, nfe] = draw(step, nfe // cost)
@@ -1010,7 +1007,7 @@ teacher = recipes.load("fashion_teacher", device)
 labels = torch.tensor([1, 7, 8], device=device)
 x_T = prior(teacher, (3, 1, 28, 28), seeded(19)).to(device)
 pictures, seconds = {}, {}
-for n in tqdm((1000 if full else 200, 100, 30, 10), leave=False):
+for n in progress((1000 if full else 200, 100, 30, 10)):
     begin = time.perf_counter()
     pictures[n] = final(teacher, x_T, uniform(n, teacher.schedule), ancestral, seeded(20, device), cond=labels).x
     seconds[n] = time.perf_counter() - begin

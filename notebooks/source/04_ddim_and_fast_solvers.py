@@ -40,7 +40,6 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
-from tqdm.auto import tqdm
 
 from course_lib import data, ledger, plotting, recipes
 from course_lib.classroom import exercise, predict, reveal
@@ -64,6 +63,7 @@ from course_lib.schedules import (
 )
 from course_lib.sde_samplers import ancestral
 from course_lib.targets import GaussianMixture, ring
+from course_lib.widgets import flipbook, progress
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -680,7 +680,7 @@ reveal("4.4")
 
 # %%
 by_2m = partial(dpm_solver_pp, order=2)
-learnt_2m = {n: optimise_grid(D, few, n, by_2m, iterations=30) for n in tqdm((5, 10), leave=False)}
+learnt_2m = {n: optimise_grid(D, few, n, by_2m, iterations=30) for n in progress((5, 10))}
 tries = {"DDIM, uniform": (by_ddim, lambda n: uniform(n, c)), "DDIM, equal angles": (by_ddim, lambda n: equal_angles(n, c)),
          "2M, log-SNR": (by_2m, lambda n: log_snr_uniform(n, c)), "2M, learnt grid": (by_2m, learnt_2m.get)}
 for name, (sampler, grid) in tries.items():
@@ -842,8 +842,6 @@ for ax, setting in zip(plotting.panels(4, size=2.3), (("DDIM", "uniform", 8, 0.0
 plt.show()
 
 # %%
-from course_lib.widgets import flipbook
-
 flipbook(page, solver=["DDIM", "Euler", "2nd order", "3rd order"], grid=["equal angles", *list(GRIDS)[:-1]],
          steps=[8, 2, 3, 4, 5, 6, 10, 15, 20, 30, 50], eta=[0.0, 0.5, 1.0])
 
@@ -877,7 +875,7 @@ def picture(method, n):
 
 exact_pictures, _, _ = picture("3rd order", 100)
 asked = [*((method, n) for method in METHODS for n in (10, 30)), ("DDIM", 100), ("DDIM", MANY)]
-runs = {(method, n): picture(method, n) for method, n in tqdm(asked, leave=False)}
+runs = {(method, n): picture(method, n) for method, n in progress(asked)}
 
 # %%
 def off(x):                                                     # mean difference of the pixels, whose range is 2

@@ -105,12 +105,16 @@ def test_edits_of_built_notebooks_and_strays_are_found(course):
 
 def test_warnings_are_told_and_progress_bars_dropped(course):
     rewrite(course, "my_shift(torch.zeros(2), 1)",
-            "import warnings\n\nfrom tqdm import tqdm\n\nfor _ in tqdm(range(3)):\n    torch.zeros(2)\n"
+            "import warnings\n\nfrom tqdm import tqdm\n\nfrom course_lib.widgets import progress\n\n"
+            "for _ in tqdm(range(3)):\n    torch.zeros(2)\n"
+            "\n# %%\nfor _ in progress(range(3)):\n    torch.zeros(2)\n"
+            "\n# %%\nfor _ in progress(range(3)):\n    torch.zeros(2)\nprint('done')\n"
             "\n# %%\nwarnings.warn('beware')")
     said = []
     build.build(course, say=said.append)
     assert any("beware" in line for line in said) and not any("it/s]" in line for line in said)
-    assert solution_of(course).cells[-2].outputs == []
+    *_, bar, gone, printed, _ = solution_of(course).cells
+    assert bar.outputs == gone.outputs == [] and [output.text for output in printed.outputs] == ["done\n"]
 
 
 @pytest.mark.parametrize("old, new, message", [
