@@ -135,7 +135,7 @@ start = (c.alpha(dots[0]) * m + c.sigma(dots[0]) * e).reshape(1, 1)
 walked = torch.cat([start, *sample(point, start, dots, euler)])[:, 0]
 assert torch.allclose(path / c.alpha(t), m + bar * e)                                           # eq. (4.1)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7))
 left.plot(t, path, color=plotting.TRUTH, lw=3, label="exact path")
 left.plot(dots, walked, "o-", color=plotting.ESTIMATE, label="5 Euler steps")
 left.set(xlabel="t", ylabel="$x_t$", xlim=(1.03, -0.03))
@@ -361,7 +361,7 @@ predict("4.2", "b")
 
 # %%
 ns = [2, 4, 8, 15, 30, 60, 120, 250, 500, 1000]
-figure, ax = plt.subplots(figsize=(8, 3.6))
+figure, ax = plt.subplots(figsize=(7.4, 3.1))
 for name, look in plotting.looks(list(GRIDS)).items():
     ax.plot(ns, [1 - law(GRIDS[name](n, LinearVP()), LinearVP(), 0.5) for n in ns], **look, label=name)
 total = (angle(LinearVP().t_max, LinearVP()) - angle(LinearVP().t_min, LinearVP())).item()
@@ -1080,7 +1080,7 @@ for k in BUDGETS:
         print(f"    {name:12} {r['error']:.4f}   {r['solver']}, {r['grid']}")
 
 # %%
-figure, ax = plt.subplots(figsize=(8, 3.4))
+figure, ax = plt.subplots(figsize=(7, 3.1))
 for ours, mark, color, name in ((False, "s", plotting.SECOND, "diffusers"), (True, "o", plotting.ESTIMATE, "the course")):
     rows = [r for r in measured if (r["library"] == "course") == ours and r["error"] < 10]
     ax.plot([r["evaluations"] * (1.03 if ours else 0.97) for r in rows], [r["error"] for r in rows], mark, ms=3, color=color, alpha=0.6)

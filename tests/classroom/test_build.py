@@ -151,18 +151,29 @@ def test_an_unknown_chapter_is_named(course):
         build.build(course, [3])
 
 
-def test_a_stored_figure_is_light_and_looks_the_same():
+def dots():
     figure, ax = plt.subplots(figsize=(3, 2))
     ax.scatter(*torch.randn(2, 500, generator=torch.Generator().manual_seed(0)), s=4, alpha=0.5)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    return figure
+
+
+def rainbow():
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.imshow([[k / 400 for k in range(400)]], cmap="hsv", aspect="auto")
+    return figure
+
+
+@pytest.mark.parametrize(("draw", "colours"), [(dots, 24), (rainbow, 64)])
+def test_a_stored_figure_is_light_and_looks_the_same(draw, colours):
+    stored, figure = io.BytesIO(), draw()
+    figure.savefig(stored, format="png")
     plt.close(figure)
-    before = base64.b64encode(drawn.getvalue()).decode()
+    before = base64.b64encode(stored.getvalue()).decode()
     after = build._light(before)
-    pixels = [torch.tensor(list(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes()), dtype=torch.float32)
-              for png in (before, after)]
-    assert len(after) < len(before) / 2
-    assert (pixels[0] - pixels[1]).abs().mean() < 1                 # of 255 grey levels
+    pictures = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in (before, after)]
+    pixels = [torch.tensor(list(picture.tobytes()), dtype=torch.float32) for picture in pictures]
+    assert len(after) < len(before) / 2 and len(pictures[1].getcolors()) == colours
+    assert (pixels[0] - pixels[1]).abs().mean() < 2                 # of 255 grey levels
 
 
 def drawn(alt=None):
