@@ -641,7 +641,8 @@ def page(schedule, percent):
     return figure
 
 
-flipbook(page, schedule=list(SCHEDULES), percent=list(range(0, 101, 5)))
+flipbook(page, schedule=list(SCHEDULES), percent=list(range(0, 101, 5)),
+         alt="The start of the way back: orange dots, one round cloud, over the round grey density of the noise.")
 
 # %% [markdown]
 # ## 5 · Did we arrive? Distances and their floor
