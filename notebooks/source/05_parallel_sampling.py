@@ -1205,7 +1205,7 @@ rows.append(live(step.__name__, "fashion_mnist", steps, steps, 3, teacher_queue,
 for tolerance, (spent, sweep, difference) in pictures.items():
     rows.append(live(f"Picard, {tolerance}", "fashion_mnist", sweep.evaluations, sweep.rounds, 3, spent, "pixel_error",
                      difference.abs().mean().item(), "fashion_teacher"))
-ledger.table([*rows, *shipped], "method data NFE depth seconds batch metric value floor").show()
+ledger.table([*rows, *shipped], "method data NFE depth seconds batch metric value floor status").show()
 
 # %% [markdown]
 # NFE are the evaluations of one sample, depth the rounds. The live rows measure the distance from the sequential

@@ -1075,7 +1075,7 @@ rows.append(live("mean flow", "ring", 1, N, time.perf_counter() - begin, "sliced
                  sliced_wasserstein(fold(x.double()), real), floor, "live", map_seconds))
 few = [r for r in shipped if r.method in ("consistency", "progressive", "guided_student_ddim") and r.nfe <= 4]
 rows += sorted(few, key=lambda r: (r.nfe, r.value))
-ledger.table(rows, "method data NFE seconds metric value floor n").show()
+ledger.table(rows, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are one seed each, on this machine; the shipped rows are on pictures, so the two kinds of numbers are not

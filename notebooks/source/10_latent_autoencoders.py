@@ -1017,7 +1017,7 @@ rows = [ledger.Row(f"{name}, beta {beta:g} (live)", "fashion_mnist", nfe, nfe, N
                    "frechet", s["distances"][i], floor, N, 1, weights="live")
         for beta, s in ((0.01, weak), (10.0, middling)) for i, nfe, name in ((1, 0, "VAE prior"), (2, 20, "diffusion prior"))]
 rows += [r for r in shipped if r.dataset == "fashion_mnist" and r.metric == "frechet" and r.method == "dpm_solver_pp_2"]
-ledger.table(rows, "method data NFE seconds metric value floor n").show()
+ledger.table(rows, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are of tiny networks with eight latents, trained for seconds, one seed each, and their distances are of few

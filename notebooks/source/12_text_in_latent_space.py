@@ -966,7 +966,7 @@ floor = my_perplexity(real, judge.probability)
 row = ledger.Row("dpm_solver_pp (live)", "sentences", result.nfe, result.depth, N, seconds, "this machine", "bigram perplexity",
                  my_perplexity(sampled, judge.probability), floor, N, 1, weights="sentence_latent_teacher")
 committed = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv") if r.dataset == "sentences"]
-ledger.table([row, *committed], "method data NFE seconds device metric value floor n").show()
+ledger.table([row, *committed], "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # One seed, and a metric that must not be read alone; its "floor" is the perplexity of real sentences. To be below it would be
