@@ -134,7 +134,7 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
     """One labelled row of images per entry: the same starts under different samplers, say."""
-    side = min(1.1, max(0.66, 6 / len(rows[0])))                                  # inches an image
+    side = min(1.1, max(0.66, 6 / len(rows[0])), max(0.66, 6 / len(rows)))        # inches an image
     fig, axes = plt.subplots(len(rows), 1, figsize=(side * len(rows[0]) + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
         image_grid(images, len(images), ax)

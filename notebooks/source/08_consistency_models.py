@@ -686,7 +686,7 @@ for name, f in (("distilled", distilled), ("without a teacher", untaught)):
 # %%
 for ax, n in zip(plotting.panels(3, size=2.6), (1, 4, 16)):
     plotting.shaded(ring().log_prob, 2.4, ax, f"{n} step{'s' * (n > 1)}")
-    plotting.scatter(several[n][:1000], ax, extent=2.4, size=4)
+    plotting.scatter(several[n][:600], ax, extent=2.4, size=4)
 plt.show()
 
 # %% [markdown]
@@ -832,7 +832,7 @@ for n, x in arrived.items():
 for ax, (x, title) in zip(plotting.panels(4, size=2.3), (
         (blind, "velocity, 1 step"), *((arrived[n], f"flow map, {n} step{'s' * (n > 1)}") for n in (1, 2, 4)))):
     plotting.shaded(ring().log_prob, 2.4, ax, title)
-    plotting.scatter(x, ax, extent=2.4, size=4)
+    plotting.scatter(x[:600], ax, extent=2.4, size=4)
 plt.show()
 
 # %% [markdown]
