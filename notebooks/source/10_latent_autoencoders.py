@@ -377,7 +377,7 @@ frame = 1.02 * raw[:2000].abs().max().item()
 colours = [plotting.CLASSES[k] for k in labels[:2000].tolist()]
 plotting.scatter(raw[:2000], left, frame, "latents, by class: 0 to 9", color=colours, size=4)
 for k in range(10):
-    left.text(*raw[labels == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
+    left.text(*raw[labels[:len(raw)] == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
 plotting.scatter(torch.randn(2000, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=4)
 plotting.scatter(learnt * flat.scale + flat.shift, right, frame, "a diffusion prior", size=4)
 for ax in (middle, right):
