@@ -92,8 +92,7 @@ def loss(model, x0, generator):
 
 torch.manual_seed(0)
 spots = ring().sample(20_000, seeded(0)).float()
-network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device,
-                progress=False).model
+network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device).model
 
 # %%
 def seconds_of(run, repeats=3):

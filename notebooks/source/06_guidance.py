@@ -184,7 +184,7 @@ owner = torch.randint(0, 3, (20_000,), generator=seeded(1))
 points = classes.sample(20_000, seeded(2), owner).float()
 torch.manual_seed(0)
 learnt = train(loss, Preconditioned(MLP(width=64, classes=3), schedule, EDM(0.9)), [points, owner],  # data 0.9 wide
-               steps=3000 if full else 700, batch=256, lr=3e-3, ema=0.99, device="cpu", progress=False).model
+               steps=3000 if full else 700, batch=256, lr=3e-3, ema=0.99, device="cpu").model
 
 # %%
 t = schedule.t_min + torch.rand(2000, generator=seeded(3)) * (schedule.t_max - schedule.t_min)

@@ -482,7 +482,7 @@ def all_times(model, x0, generator):
 
 
 spots = target.sample(20_000, seeded(6)).float()
-settings = {"batch": 256, "ema": 0.98, "warmup": 20, "progress": False, "device": "cpu"}
+settings = {"batch": 256, "ema": 0.98, "warmup": 20, "device": "cpu"}
 torch.manual_seed(0)
 untrained = Preconditioned(MLP(width=96), schedule, V())
 taught = train(all_times, untrained, [spots], steps=3000 if full else 500, lr=4e-3, **settings)
@@ -738,7 +738,7 @@ axes = plotting.panels(4, size=2.3)
 for ax, (w, i) in zip(axes, ((0.0, 0), (0.0, 1), (2.0, 0), (2.0, 1))):
     plotting.shaded(clover.log_prob, 2.5, ax)
     for k, color in enumerate((plotting.ESTIMATE, plotting.SECOND, plotting.THIRD)):
-        plotting.scatter(ends_of[w][i].x[cond == k], ax, 2.5, color=color, size=5)
+        plotting.scatter(ends_of[w][i].x[cond == k][:100], ax, 2.5, color=color, size=5)
     ax.set_title(f"w = {w:g}\n{('guided: 2 a step', 'told: 1 a step')[i]}")
 plt.show()
 

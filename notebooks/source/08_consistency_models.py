@@ -282,7 +282,7 @@ def learn(loss, ts, decay=0.9):
     torch.manual_seed(0)
     f = Student(MLP(width=96, fastest=8.0), schedule, V())
     trained = train(on_batch, Trainee(f, decay), [spots], steps=2000 if full else 600, batch=256, lr=6e-3, ema=0.99,
-                    device=device, progress=False)
+                    device=device)
     return trained.model.f.cpu(), trained.seconds
 
 
@@ -808,7 +808,7 @@ assert (u(z_t, t, r) - v + per_row(t - r, z_t) * my_rate(lambda z, t: u(z, t, r)
 torch.manual_seed(0)
 flow_map = FlowMap(MLP(width=64, numbers=1, fastest=8.0), flow, FlowVelocity())
 trained = train(mean_flow_loss(moving=0.5, power=0.5), flow_map, [spots], steps=2000 if full else 500, batch=512, lr=5e-3,
-                ema=0.99, device=device, progress=False)
+                ema=0.99, device=device)
 flow_map, map_seconds = trained.model.cpu(), trained.seconds
 print(f"trained in {map_seconds:.0f} s")
 
