@@ -2,8 +2,11 @@
 
 import csv
 import io
+import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from pathlib import Path
 
 from .files import atomic_write, locked
@@ -102,11 +105,52 @@ def record(path: str | Path, new: Iterable[Row]) -> list[Row]:
     return list(rows.values())
 
 
-def table(rows: Iterable[Row]) -> str:
-    """The rows as aligned text, for a notebook's output."""
-    head = ("method", "data", "NFE", "depth", "seconds", "batch", "device", "metric", "value", "floor", "n", "status")
-    body = [(r.method, r.dataset, str(r.nfe), str(r.depth), f"{r.seconds:.3g}", str(r.batch), r.device, r.metric,
-             f"{r.value:.3g}" + (f" ± {r.spread:.1g}" if r.spread else ""), f"{r.floor:.3g}", f"{r.samples:,}", r.status)
-            for r in rows]
-    widths = [max(map(len, column)) for column in zip(head, *body)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in (head, *body))
+CELLS = {"method": lambda r: r.method, "data": lambda r: r.dataset, "NFE": lambda r: str(r.nfe),
+         "depth": lambda r: str(r.depth), "guidance": lambda r: f"{r.guidance:g}", "seconds": lambda r: f"{r.seconds:.3g}",
+         "batch": lambda r: str(r.batch), "device": lambda r: r.device, "metric": lambda r: r.metric,
+         "value": lambda r: f"{r.value:.3g}" + (f" ± {r.spread:.1g}" if r.spread else ""), "floor": lambda r: f"{r.floor:.3g}",
+         "n": lambda r: f"{r.samples:,}", "status": lambda r: r.status}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head: an HTML table where there is HTML, aligned text elsewhere."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers only."""
+        number = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?( ± \S+)?")
+        return [all(number.fullmatch(line[i]) for line in self.rows) for i in range(len(self.head))]
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows)]
+        return "\n".join("  ".join(cell.rjust(w) if number else cell.ljust(w)
+                                   for cell, w, number in zip(line, widths, self.numeric(), strict=True)).rstrip()
+                         for line in (self.head, *self.rows))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        styles = [f"white-space: nowrap; text-align: {'right' if number else 'left'}" for number in self.numeric()]
+        lines = ["".join(f'<{tag} style="{style}">{escape(cell)}</{tag}>' for cell, style in zip(line, styles, strict=True))
+                 for tag, line in (("th", self.head), *(("td", line) for line in self.rows))]
+        return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+
+    def show(self) -> None:
+        """Below the cell of a notebook; printed elsewhere, also where there is no IPython."""
+        if "IPython" in sys.modules:
+            from IPython.display import display
+
+            display(self)
+        else:
+            print(self)
+
+
+def table(rows: Iterable[Row], columns: str = "method data NFE seconds device metric value floor status") -> Table:
+    """The chosen columns of the rows. Raises ValueError for a column that is not in CELLS."""
+    names = columns.split()
+    if unknown := set(names) - set(CELLS):
+        raise ValueError(f"columns: expected some of {' '.join(CELLS)}, got {' '.join(sorted(unknown))}")
+    return Table(names, [[CELLS[name](row) for name in names] for row in rows])

@@ -1,4 +1,7 @@
-"""The figures. Truth is drawn in grey, estimates in colour; every function draws on the axes it is given, or makes its own."""
+"""The figures. Truth is drawn in grey, estimates in colour; every function draws on the axes it is given, or makes its own.
+
+An inch of a figure is 100 pixels on the screen, and a dense screen gets two dots for each; no text is under 9 points.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,15 +12,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-TRUTH, ESTIMATE, SECOND, THIRD = "#9aa0a6", "#c2410c", "#1d4ed8", "#15803d"  # told apart without colour vision too
-STYLE = {"figure.dpi": 90, "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
-         "legend.frameon": False, "font.size": 9, "savefig.dpi": 90}
+# Told apart by every kind of colour vision (tests/test_plotting.py has the numbers); on white all but TRUTH are dark enough
+# for text. Grey, orange, blue, green, purple, black:
+TRUTH, ESTIMATE, SECOND, THIRD, FOURTH, INK = "#868b91", "#c15802", "#206dc8", "#094726", "#801a62", "#000000"
+CLASSES = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499",
+           "#666666")              # ten kinds of dots (after P. Tol's "muted"): so many colours also need place or a letter
+STYLE = {"figure.dpi": 100, "savefig.dpi": "figure", "figure.constrained_layout.use": True, "axes.spines.top": False,
+         "axes.spines.right": False, "font.size": 10, "axes.titlesize": 10, "figure.titlesize": 10, "axes.labelsize": 10,
+         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "lines.markersize": 5,
+         "axes.prop_cycle": plt.cycler(color=(ESTIMATE, SECOND, THIRD, FOURTH, INK))}
+DENSITY = 2                        # dots of a picture for each pixel of the screen
 
 
 def style() -> None:
-    """The course's look, for every figure after this call."""
+    """The course's look, for every figure after this call; in a notebook also the dots of dense screens."""
     plt.rcParams.update(STYLE)
+    if "inline" in plt.get_backend():
+        from matplotlib_inline.config import InlineBackend
+
+        InlineBackend.instance().figure_formats = {"retina"}                          # DENSITY dots, at the same size
+
+
+def looks(names: Sequence[str]) -> dict[str, dict]:
+    """name -> color, marker and line style for plot(): a different one of each for up to five series in one frame.
+
+    ax.plot(x, y, **looks(names)[name], label=name). Raises ValueError for more than five names.
+    """
+    kinds = ((ESTIMATE, "o", "-"), (SECOND, "s", "--"), (THIRD, "^", "-."), (FOURTH, "D", ":"), (INK, "v", (0, (5, 1))))
+    if len(names) > len(kinds):
+        raise ValueError(f"names: expected at most {len(kinds)} series in one frame, got {len(names)}")
+    return {name: {"color": color, "marker": marker, "ls": ls} for name, (color, marker, ls) in zip(names, kinds)}
 
 
 def panels(n: int, size: float = 2.6, columns: int | None = None) -> list[Axes]:
@@ -53,7 +77,7 @@ def density(log_prob: Callable[[Tensor], Tensor], extent: float = 2.5, ax: Axes 
     """A density in grey from log_prob: (B, 2) -> (B,)."""
     ax = _axes(ax)
     p = log_prob(mesh(extent, n)).exp().reshape(n, n).T.numpy()
-    ax.imshow(p, origin="lower", extent=(-extent, extent) * 2, cmap="Greys", vmax=1.3 * p.max(), interpolation="bilinear")
+    ax.imshow(p, origin="lower", extent=(-extent, extent) * 2, cmap="Greys", vmax=1.7 * p.max(), interpolation="bilinear")
     return _bare(ax, extent, title)
 
 
@@ -61,10 +85,10 @@ def scatter(x: Tensor, ax: Axes | None = None, extent: float = 2.5, title: str =
             size: float = 2.0, label: str | None = None) -> Axes:
     """Samples (N, 2) as dots of one colour, or each its own; how many are outside the frame is written down, not dropped."""
     ax = _axes(ax)
-    ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.5, linewidths=0, label=label, rasterized=True)
+    ax.scatter(*x.detach().cpu().numpy()[:, :2].T, s=size, c=color, alpha=0.7, linewidths=0, label=label, rasterized=True)
     outside = int((x.abs() > extent).any(1).sum())
     if outside:
-        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=7)
+        ax.text(0.02, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=9)
     return _bare(ax, extent, title)
 
 
@@ -102,7 +126,7 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
 def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: str = "") -> Axes:
     """Images (N, C, H, W) in [-1, 1] side by side: in colour, or, with one channel, dark on light."""
     rows = -(-len(images) // columns)
-    side = max(0.62, 5 / columns)                                                 # inches an image: few are drawn larger
+    side = min(1.5, max(0.75, 6 / columns))                                       # inches an image: few are drawn larger
     ax = ax or plt.subplots(figsize=(side * columns, side * rows + 0.3))[1]
     ax.imshow(tile(images, columns), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
     return _bare(ax, title=title)
@@ -110,21 +134,21 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
     """One labelled row of images per entry: the same starts under different samplers, say."""
-    side = max(0.72, 4.6 / len(rows[0]))                                          # inches an image
+    side = min(1.1, max(0.66, 6 / len(rows[0])), max(0.66, 6 / len(rows)))        # inches an image
     fig, axes = plt.subplots(len(rows), 1, figsize=(side * len(rows[0]) + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
         image_grid(images, len(images), ax)
         ax.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(title)
     return fig
 
 
 def quality_against_cost(rows: Sequence, ax: Axes | None = None) -> Axes:
     """Ledger rows of one metric: value above the floor against evaluations, both logarithmic, one line a method."""
-    ax = ax or plt.subplots(figsize=(4.6, 3.2))[1]
-    for i, method in enumerate(sorted({r.method for r in rows})):
+    ax = ax or plt.subplots(figsize=(6.4, 3.6))[1]
+    for method, look in looks(sorted({r.method for r in rows})).items():
         mine = sorted((r.nfe, max(r.value - r.floor, 1e-3)) for r in rows if r.method == method)
-        ax.plot(*zip(*mine), marker="osD^v"[i % 5], ms=4, lw=1.2, label=method)
+        ax.plot(*zip(*mine), **look, label=method)
     metric = rows[0].metric if rows else "value"
     ax.set(xscale="log", yscale="log", xlabel="network evaluations per sample", ylabel=f"{metric} above the floor")
     if rows:

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .files import read_sealed, write_sealed
 
@@ -96,7 +97,8 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
             dist.broadcast(p.data, 0)
     data = [d.to(device) for d in data]
     start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
-    bar = tqdm(range(saved, steps), initial=saved, total=steps, disable=not progress or rank > 0, mininterval=1.0)
+    bar = tqdm(range(saved, steps), initial=saved, total=steps, disable=not progress or rank > 0, mininterval=1.0,
+               leave=False, file=sys.stdout)                               # text: a saved notebook loses a bar that is a widget
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in bar:
             rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,

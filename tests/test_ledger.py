@@ -134,13 +134,38 @@ def test_a_failed_record_leaves_the_file(path):
 
 
 def test_the_table_lines_its_columns_up():
-    head, *lines = table([ROW, FULL]).splitlines()
-    assert head.split() == "method data NFE depth seconds batch device metric value floor n status".split()
-    for column in ("NFE", "device", "value", "status"):
+    head, *lines = str(table([ROW, FULL], "method NFE value n status")).splitlines()
+    assert head.split() == "method NFE value n status".split()
+    for column in ("method", "status"):
         start = head.index(column)
-        assert all(line[start] != " " and line[start - 1] == " " for line in lines)
+        assert all(line[start] != " " and line[:start].endswith("  "[:start]) for line in lines)
+    for column in ("NFE", "value", "n "):                                               # numbers end where their head ends
+        end = head.index(column) + len(column.strip())
+        assert all(line[end - 1] != " " and line[end] == " " for line in lines)
     assert "0.031 ± 0.002" in lines[1] and "±" not in lines[0] and "10,000" in lines[0]
 
 
+def test_a_column_holds_numbers_if_every_cell_is_one():
+    rows = [replace(ROW, seconds=2e-7, value=-1.5, spread=0.1, samples=1_000_000), ROW]
+    assert table(rows, "method NFE seconds device value n").numeric() == [False, True, True, False, True, True]
+
+
+def test_the_table_has_a_form_for_notebooks_whose_cells_do_not_wrap():
+    html = table([replace(ROW, method="a<b")], "method NFE")._repr_html_()
+    left, right = ("white-space: nowrap; text-align: " + side for side in ("left", "right"))
+    assert html == (f'<table><tr><th style="{left}">method</th><th style="{right}">NFE</th></tr>\n'
+                    f'<tr><td style="{left}">a&lt;b</td><td style="{right}">20</td></tr>\n</table>')
+
+
 def test_a_table_of_nothing_is_its_head():
-    assert table([]).split()[0] == "method" and "\n" not in table([])
+    assert str(table([])).split()[0] == "method" and "\n" not in str(table([]))
+
+
+def test_a_column_that_is_none_is_named():
+    with pytest.raises(ValueError, match="columns: expected some of method data NFE .*, got price"):
+        table([ROW], "method price")
+
+
+def test_a_table_is_printed_where_there_is_no_notebook(capsys):
+    table([ROW], "method NFE").show()
+    assert capsys.readouterr().out == "method  NFE\nddim     20\n"

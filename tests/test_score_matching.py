@@ -225,7 +225,7 @@ def test_an_empty_batch_has_no_loss(name):
 
 @pytest.mark.parametrize("name", ["sliced", "denoising", "network"])
 def test_one_noise_for_all_rows_is_refused(name):
-    with pytest.raises(ValueError, match=r"(v|eps): expected .*shape \(4, 2\), got \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"(v|eps|noise): expected .*shape \(4, 2\), got \(1, 2\)"):
         LOSSES[name](torch.zeros(4, 2), torch.ones(1, 2))
 
 

@@ -15,6 +15,7 @@ A source is a jupytext percent script that also runs by itself. Its header and c
 import base64
 import copy
 import io
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -26,11 +27,11 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode, v4
 from nbgrader.preprocessors import ClearSolutions
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from . import banks, copies, notebooks
 
-LARGEST = 400_000                       # bytes of a built notebook
+LARGEST = 450_000                       # bytes of a built notebook
 SECONDS_A_CELL = 600
 _FORMAT = {"extension": ".py", "format_name": "percent",
            "root_level_metadata_as_raw_cell": False, "comment_magics": False}
@@ -244,25 +245,70 @@ def _execute(root: Path, name: str, notebook: NotebookNode) -> list[str]:
     notebook.metadata["language_info"] = dict(_LANGUAGE)
     warnings = []
     for cell in _code_cells(notebook):
+        for stream in (output for output in cell.outputs if "text" in output):
+            stream.text = re.sub(r"[^\n]*\r(?!\n)", "", stream.text)         # what a carriage return wipes from the screen
         cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
         for data in (output.data for output in cell.outputs if "image/png" in output.get("data", {})):
             data["image/png"] = _light(data["image/png"])
+    if without := _describe(notebook):
+        raise ValueError(f"{name}: the text below a picture must begin with its description in italics: {', '.join(without)}")
+    for cell in _code_cells(notebook):
         warnings += [f"stderr of {cell.id}: {output.text.strip()}" for output in cell.outputs
                      if output.get("name") == "stderr"]
     return warnings
 
 
+def _describe(notebook: NotebookNode) -> list[str]:
+    """Give every picture its alternative text; returns the ids of cells with a picture that has none.
+
+    That is what the picture came with, and the paragraph in italics with which the next text begins. Where there are several
+    pictures before it, the paragraphs are shared out in order if there is one for each, else the first is for all.
+    """
+    waiting, without = [], []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            waiting += [(cell.id, output.metadata.setdefault(kind, NotebookNode()))
+                        for output in cell.outputs if (kind := _picture(output))]
+        elif waiting:
+            words = _in_italics(cell.source)
+            words = words if len(words) == len(waiting) else (words[:1] or [""]) * len(waiting)
+            for (id, about), text in zip(waiting, words, strict=True):
+                about["alt"] = " ".join(filter(None, (about.get("alt"), text)))
+                without += [id] * (not about["alt"])
+            waiting = []
+    return without + [id for id, about in waiting if not about.get("alt")]
+
+
+def _picture(output: NotebookNode) -> str:
+    """The MIME type of an output's picture, "" where it has none."""
+    return next((kind for kind in output.get("data", {}) if kind.startswith("image/")), "")
+
+
+def _in_italics(markdown: str) -> list[str]:
+    """The paragraphs in italics with which a markdown cell begins, each as one line of plain words."""
+    paragraphs = (" ".join(p.split()) for p in markdown.split("\n\n"))
+    return [re.sub(r"[*`$]", "", p) for p in itertools.takewhile(lambda p: re.fullmatch(r"\*[^*\s].*[^*]\*", p), paragraphs)]
+
+
 def _light(png: str) -> str:
-    """The same figure (base64) with at most 64 colours: a third of the size, and no difference that the eye can find."""
-    picture, smaller = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-    picture.convert("RGB").quantize(64, kmeans=4, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    """The same figure (base64) with few colours: a third of the size, and no difference that the eye can find.
+
+    24 do for lines, text and grey pictures; 64 are kept where 24 would be off by a grey level or more on average.
+    """
+    picture, smaller = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
+    for colours in (24, 64):
+        light = picture.quantize(colours, kmeans=4, dither=Image.Dither.NONE)
+        if max(ImageStat.Stat(ImageChops.difference(picture, light.convert("RGB"))).mean) < 1:
+            break
+    light.save(smaller, "PNG", optimize=True)
     return base64.b64encode(smaller.getvalue()).decode("ascii")
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    """A progress bar, or a widget: neither can be seen in a stored notebook."""
-    bar = output.get("name") == "stderr" and re.search(r"\d+%\||\d+it \[", output.text)
-    return bool(bar) or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    """A progress bar, gone or still there, or a widget: neither can be seen in a stored notebook."""
+    text = output.get("text", "something else")
+    bar = output.get("name") == "stderr" and re.search(r"\d+%\||\d+it \[", text)
+    return not text.strip() or bool(bar) or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def _expect_solved(name: str, executed: NotebookNode) -> None:

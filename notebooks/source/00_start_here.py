@@ -37,10 +37,11 @@ from course_lib.classroom import exercise, predict, reveal
 from course_lib.denoiser import levels
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import sliced_wasserstein
-from course_lib.sampling import final, prior
+from course_lib.sampling import final, last, prior, sample
 from course_lib.schedules import LinearVP, uniform
 from course_lib.targets import ring
 from course_lib.training import default_device
+from course_lib.widgets import flipbook, watched
 
 plotting.style()
 device = default_device()
@@ -52,9 +53,10 @@ device = default_device()
 # pictures, trousers, a dress, a sandal, a bag and a boot, starting from pure noise, in 1000 steps. This cell takes about
 # a quarter of a minute on two processor cores, and twice that on one; watch how long that is.
 #
-# Six names to read it with. `D` is the network. `prior` draws pure noise. `uniform(n)` gives the **time grid**: $n + 1$ evenly
+# A few names to read it with. `D` is the network. `prior` draws pure noise. `uniform(n)` gives the **time grid**: $n + 1$ evenly
 # spaced times, falling from noise to data. `ddim` is one step from a time to the next; you will write it yourself below.
-# `final` takes the steps in turn and counts them. `label` says which of ten kinds of clothes we want.
+# `sample` takes the steps in turn, and `last` keeps where they end; later `final` does both. `label` says which of ten kinds of
+# clothes we want.
 
 # %%
 D = recipes.load("fashion_teacher", device)
@@ -63,14 +65,14 @@ noise = prior(D, (5, 1, 28, 28), generator).to(device)                          
 label = torch.tensor([1, 3, 5, 8, 9], device=device)                                          # see data.CLASSES
 
 
-def draw(n):
+def draw(n, sampler=sample):
     """Five pictures in n steps from the same noise, and the seconds that took."""
     start = time.perf_counter()
-    result = final(D, noise, uniform(n, D.schedule), ddim, cond=label)
+    result = last(sampler, D, noise, uniform(n, D.schedule), step=ddim, cond=label)
     return result.x.cpu(), time.perf_counter() - start
 
 
-slow, slow_seconds = draw(1000)
+slow, slow_seconds = draw(1000, watched(sample))                                              # with a progress bar
 print(f"{slow_seconds:.1f} seconds, 1000 network evaluations, one after the other")
 
 # %%
@@ -128,6 +130,9 @@ plt.show()
 print(f"mean difference of the pixels, 1 step against 1000: {(slow - rows[1]).abs().mean():.3f}")
 
 # %% [markdown]
+# *Four rows of the same five pictures: 1000 and 30 steps look alike, at 4 the bag and the boot have lost their detail, 1 step
+# is a blur.*
+#
 # And the second half of the question, eight starting noises for the one word *Trouser*:
 
 # %%
@@ -141,8 +146,7 @@ plt.show()
 reveal("0.2")
 
 # %% [markdown]
-# *First four rows of five: 1000 and 30 steps look alike, at 4 the bag and the boot have lost their detail, 1 step is a blur.
-# Then two rows of eight trousers: at 30 steps eight different pairs, at 1 step the same grey pair eight times.*
+# *Two rows of eight trousers: at 30 steps eight different pairs, at 1 step the same grey pair eight times.*
 #
 # (The fine grain on the blur is the network's own error at the highest noise level. The exact average would be smooth: the last
 # figure of this chapter needs no network, and there one step lands on the average.)
@@ -157,9 +161,6 @@ reveal("0.2")
 # The noise is always the same; only the number of steps changes. At which number could you no longer tell the difference?
 
 # %%
-from course_lib.widgets import flipbook
-
-
 def page(steps):
     return plotting.image_rows([slow, draw(steps)[0]], ["1000", str(steps)], "steps from the same noise")
 
@@ -167,6 +168,8 @@ def page(steps):
 flipbook(page, steps=[1, 2, 3, 4, 6, 8, 12, 16, 30])
 
 # %% [markdown]
+# *Two rows of five pictures: above the five from 1000 steps, below the same five from as few as the slider says.*
+#
 # Trousers and dress settle within a few steps; pictures with more detail, like the boot, need more. There is nothing special
 # about thirty: it is where the eye gives up.
 #
@@ -279,7 +282,7 @@ truth = target.sample(2000, torch.Generator().manual_seed(1)).float()
 again = target.sample(2000, torch.Generator().manual_seed(2)).float()
 floor = sliced_wasserstein(truth, again)
 
-axes = plotting.panels(4, size=2.2)
+axes = plotting.panels(4, size=2.3)
 for ax, n in zip(axes, (1000, 30, 4, 1)):
     y = final(exact, start, uniform(n, schedule), ddim).x
     plotting.density(target.log_prob, ax=ax)
@@ -314,7 +317,7 @@ row = ledger.Row(method="my_step", dataset="ring", nfe=result.nfe, depth=result.
                  value=sliced_wasserstein(result.x, truth), floor=floor, samples=2000, seeds=1, weights="exact")
 shipped = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv")
            if r.dataset == "fashion_mnist" and r.method in ("ddim", "ancestral")]               # later chapters show the others
-print(ledger.table([row, *shipped]))
+ledger.table([row, *shipped], "method data NFE depth seconds batch metric value floor status").show()
 
 # %% [markdown]
 # <details><summary>With 8 in place of 30</summary>

@@ -45,6 +45,7 @@ from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, uniform
 from course_lib.score_matching import annealed_langevin
 from course_lib.sde_samplers import ancestral, euler_maruyama, langevin_correction, predictor_corrector
 from course_lib.targets import GaussianMixture, ring, two_islands
+from course_lib.widgets import flipbook, progress
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -72,7 +73,7 @@ def left_island(x):                                             # x (B, 2) -> sh
 
 def show_islands(x, ax, title):
     plotting.shaded(islands.log_prob, 3.6, ax)
-    plotting.scatter(x[:300], ax, 3.6, title, size=4)
+    plotting.scatter(x[:300], ax, 3.6, title, size=8)
     ax.set(ylim=(-1.9, 1.9))
 
 
@@ -83,7 +84,7 @@ ts = annealing.time_of_log_snr(-2 * sigmas.log())               # the times at w
 *_, walkers = annealed_langevin(islands.denoiser(annealing), start, ts, steps=5, generator=seeded(1))
 share, wide = left_island(walkers)
 print(f"on the left: {share:.1%}, due: 80.0 %    width there: {wide:.3f}, due: 0.500")
-show_islands(walkers, plt.subplots(figsize=(3.4, 1.9))[1], f"annealed Langevin: {share:.0%} on the left")
+show_islands(walkers, plt.subplots(figsize=(6, 3.4))[1], f"annealed Langevin: {share:.0%} on the left")
 plt.show()
 
 # %% [markdown]
@@ -311,13 +312,13 @@ for name, (ts, xs) in forward.items():
     assert abs(middle.std() / c.sigma(ts[500]) - 1) < 0.07                                      # eq. (2.5), the variance
 
 # %%
-figure, axes = plt.subplots(1, 5, figsize=(9, 1.9))
+figure, axes = plt.subplots(1, 5, figsize=(9.2, 2.6))
 for ax, (name, (ts, xs)) in zip(axes, forward.items()):
     c, dots = SCHEDULES[name], slice(50, None, 95)
     ax.plot(ts, c.alpha(ts), color=plotting.TRUTH, lw=2.5, label=r"$\alpha$")
     ax.plot(ts, c.sigma(ts), color=plotting.TRUTH, lw=2.5, ls=(0, (2, 1)), label=r"$\sigma$")
-    ax.plot(ts[dots], xs[dots].mean(1), "o", ms=3, color=plotting.ESTIMATE, label="simulated mean")
-    ax.plot(ts[dots], xs[dots].std(1), "s", ms=3, color=plotting.SECOND, label="simulated std")
+    ax.plot(ts[dots], xs[dots].mean(1), "o", ms=4, color=plotting.ESTIMATE, label="simulated mean")
+    ax.plot(ts[dots], xs[dots].std(1), "s", ms=4, color=plotting.SECOND, label="simulated std")
     ax.set(title=name, xlabel="t", ylim=(-5, 50) if name == "VE" else (-0.15, 1.2))
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 plt.show()
@@ -453,7 +454,7 @@ def one_step_back(s):                                           # exact density 
     return exact / torch.trapezoid(exact, u), gaussian(u, mean[0, 0], c.diffusion2(t) * (t - s))
 
 
-figure, axes = plt.subplots(1, 3, figsize=(6.6, 1.7))
+figure, axes = plt.subplots(1, 3, figsize=(9, 2.5))
 for ax, h in zip(axes, (0.4, 0.1, 0.001)):
     exact, approximate = one_step_back(t - h)
     ax.fill_between(u, exact, color=plotting.TRUTH, alpha=0.6, label="exact")
@@ -582,7 +583,7 @@ print(f"width there: {wide:.3f}, due: 0.500")
 assert abs(share - 0.8) < 4 * error and abs(wide - 0.5) < 0.04
 
 # %%
-show_islands(arrived, plt.subplots(figsize=(3.4, 1.9))[1], f"reverse SDE: {share:.0%} on the left")
+show_islands(arrived, plt.subplots(figsize=(6, 3.4))[1], f"reverse SDE: {share:.0%} on the left")
 plt.show()
 
 # %% [markdown]
@@ -618,10 +619,10 @@ def draw_moment(schedule, percent, ax):
     extent = 2.5 * (1.2 * c.alpha(ts[i]) ** 2 + c.sigma(ts[i]) ** 2).sqrt().item()
     plotting.shaded(target.marginal(c, ts[i]).log_prob, extent, ax)
     ax.plot(*states[max(0, i - 15):i + 1, :15].unbind(-1), color=plotting.SECOND, lw=0.6)
-    plotting.scatter(states[i], ax, extent, f"t = {ts[i]:.3f}\nα = {c.alpha(ts[i]):.2f}, σ = {c.sigma(ts[i]):.2f}", size=4)
+    plotting.scatter(states[i], ax, extent, f"t = {ts[i]:.3f}\nα = {c.alpha(ts[i]):.2f}, σ = {c.sigma(ts[i]):.2f}", size=6)
 
 
-for ax, percent in zip(plotting.panels(4, size=1.8), (0, 70, 85, 100)):
+for ax, percent in zip(plotting.panels(4, size=2.3), (0, 70, 85, 100)):
     draw_moment("linear VP", percent, ax)
 plt.show()
 
@@ -634,16 +635,14 @@ plt.show()
 # of them end in the same picture.
 
 # %%
-from course_lib.widgets import flipbook
-
-
 def page(schedule, percent):
-    figure, ax = plt.subplots(figsize=(3.4, 3.6))
+    figure, ax = plt.subplots(figsize=(4.2, 4.6))
     draw_moment(schedule, percent, ax)
     return figure
 
 
-flipbook(page, schedule=list(SCHEDULES), percent=list(range(0, 101, 5)))
+flipbook(page, schedule=list(SCHEDULES), percent=list(range(0, 101, 5)),
+         alt="The start of the way back: orange dots, one round cloud, over the round grey density of the noise.")
 
 # %% [markdown]
 # ## 5 · Did we arrive? Distances and their floor
@@ -716,7 +715,7 @@ predict("2.3", "b")
 # %%
 STEPS = {"Euler-Maruyama": (euler_maruyama, 1), "ancestral": (ancestral, 1), "predictor-corrector": (predictor_corrector(), 2)}
 runs = {("Euler-Maruyama", 1000): (good, 1000, good_seconds)}
-for name, (step, cost) in STEPS.items():
+for name, (step, cost) in progress(STEPS.items()):
     for nfe in (1000, 100, 30, 10):                             # equal evaluations: a corrector doubles the cost of a step
         if (name, nfe) not in runs:
             runs[name, nfe] = draw(step, nfe // cost)
@@ -752,20 +751,19 @@ f = floor(view=fold)
 print(f"floor after folding {f.mean():.4f} ± {f.std():.4f}, {floor(view=whole).mean() / f.mean():.0f} times lower than before")
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(6, 2.2), sharey=True)
-marks = {"Euler-Maruyama": ("o-", plotting.ESTIMATE), "ancestral": ("s-", plotting.SECOND),
-         "predictor-corrector": ("D-", plotting.THIRD)}
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+looks = plotting.looks(list(STEPS))
 for ax, view, title in ((axes[0], whole, "all samples as they are"), (axes[1], fold, "folded into one sector")):
     f = floor(view=view)
     ax.axhspan(f.min(), f.max(), color=plotting.TRUTH, alpha=0.45, lw=0, label="two exact sets (range)")
-    for name, (mark, color) in marks.items():
+    for name, look in looks.items():
         d = torch.stack([distances(runs[name, nfe][0], view=view) for nfe in (10, 30, 100, 1000)])  # (4, SEEDS)
-        ax.plot((10, 30, 100, 1000), d.mean(1), mark, ms=4, color=color, label=name)
-        ax.vlines((10, 30, 100, 1000), d.min(1).values, d.max(1).values, color=color, lw=1)
+        ax.plot((10, 30, 100, 1000), d.mean(1), **look, label=name)
+        ax.vlines((10, 30, 100, 1000), d.min(1).values, d.max(1).values, color=look["color"], lw=1)
     ax.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
 axes[0].set_ylabel("sliced Wasserstein distance")
 axes[0].set_ylim(top=1.5)
-axes[0].legend(loc="upper right", fontsize=7)
+axes[0].legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
@@ -780,9 +778,9 @@ plt.show()
 
 # %%
 def show(name, *evaluations):
-    for ax, nfe in zip(plotting.panels(len(evaluations), size=1.8), evaluations):
+    for ax, nfe in zip(plotting.panels(len(evaluations), size=2.3), evaluations):
         plotting.shaded(target.log_prob, 2.3, ax)
-        plotting.scatter(runs[name, nfe][0][0, :300], ax, 2.3, f"{name}\n{nfe} steps", size=1.5)
+        plotting.scatter(runs[name, nfe][0][0, :300], ax, 2.3, f"{name}\n{nfe} steps", size=4)
     plt.show()
 
 
@@ -933,13 +931,12 @@ mine = {"Euler-Maruyama": my_reverse_step, "ancestral": my_ancestral}
 widths = {name: [width(step, n) for n in ns] for name, step in mine.items()}
 
 # %%
-_, ax = plt.subplots(figsize=(6, 2.1))
+_, ax = plt.subplots(figsize=(9, 3))
 ax.axhline(truth, color=plotting.TRUTH, lw=3, label="exact width")
 for name in widths:
-    mark, color = marks[name]
-    ax.plot(ns, widths[name], mark[1:], color=color, label=f"{name}, one spot (exact)")
+    ax.plot(ns, widths[name], **{**looks[name], "marker": ""}, label=f"{name}, one spot (exact)")
     radial = [runs[name, n][0].norm(dim=-1).std().item() for n in (30, 100, 1000)]
-    ax.plot((30, 100, 1000), radial, mark[0], ms=5, color=color, label=f"{name}, the ring's spots")
+    ax.plot((30, 100, 1000), radial, **{**looks[name], "ls": ""}, label=f"{name}, the ring's spots")
 ax.set(xscale="log", xlabel="steps", ylabel="standard deviation", ylim=(0, 0.3))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -1011,7 +1008,7 @@ teacher = recipes.load("fashion_teacher", device)
 labels = torch.tensor([1, 7, 8], device=device)
 x_T = prior(teacher, (3, 1, 28, 28), seeded(19)).to(device)
 pictures, seconds = {}, {}
-for n in (1000 if full else 200, 100, 30, 10):
+for n in progress((1000 if full else 200, 100, 30, 10)):
     begin = time.perf_counter()
     pictures[n] = final(teacher, x_T, uniform(n, teacher.schedule), ancestral, seeded(20, device), cond=labels).x
     seconds[n] = time.perf_counter() - begin
@@ -1019,7 +1016,7 @@ for n in (1000 if full else 200, 100, 30, 10):
 # %%
 figure = plotting.image_rows(list(pictures.values()), [f"{n} steps\n{seconds[n]:.1f} s" for n in pictures],
                              ", ".join(data.CLASSES[k] for k in labels.tolist()))
-figure.set_size_inches(2.9, 2.7)
+figure.set_size_inches(5, 4.6)
 plt.show()
 
 # %% [markdown]
@@ -1129,7 +1126,8 @@ rows = [live("sliced_w2", whole), live("sliced_w2_folded", fold)]
 kinds = {"euler_maruyama", "ancestral", "predictor_corrector"}
 path = data.ROOT / "data" / "ledger.csv"
 committed = ledger.read(path) if path.exists() else []
-print(ledger.table(rows + [r for r in committed if r.method in kinds and r.metric in ("sliced_w2_folded", "frechet")]))
+committed = [r for r in committed if r.method in kinds and r.metric in ("sliced_w2_folded", "frechet")]
+ledger.table(rows + committed, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # A value below its floor is luck, and a sign that this instrument sees no error there: so it is with the first row. The

@@ -63,6 +63,7 @@ from course_lib.schedules import (
 )
 from course_lib.sde_samplers import ancestral
 from course_lib.targets import GaussianMixture, ring
+from course_lib.widgets import flipbook, progress
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -134,12 +135,12 @@ start = (c.alpha(dots[0]) * m + c.sigma(dots[0]) * e).reshape(1, 1)
 walked = torch.cat([start, *sample(point, start, dots, euler)])[:, 0]
 assert torch.allclose(path / c.alpha(t), m + bar * e)                                           # eq. (4.1)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2.1))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7))
 left.plot(t, path, color=plotting.TRUTH, lw=3, label="exact path")
-left.plot(dots, walked, "o-", ms=3, color=plotting.ESTIMATE, label="5 Euler steps")
+left.plot(dots, walked, "o-", color=plotting.ESTIMATE, label="5 Euler steps")
 left.set(xlabel="t", ylabel="$x_t$", xlim=(1.03, -0.03))
 right.plot(bar, path / c.alpha(t), color=plotting.TRUTH, lw=3)
-right.plot(bar[[0, -1]], (m + bar * e)[[0, -1]], "o-", ms=3, color=plotting.SECOND, label="1 Euler step")
+right.plot(bar[[0, -1]], (m + bar * e)[[0, -1]], "o-", color=plotting.SECOND, label="1 Euler step")
 right.set(xlabel=r"$\sigma/\alpha$", ylabel=r"$x_t/\alpha_t$", xlim=(bar[0] * 1.03, -5))
 for ax in (left, right):
     ax.legend(loc="upper left")
@@ -360,15 +361,12 @@ predict("4.2", "b")
 
 # %%
 ns = [2, 4, 8, 15, 30, 60, 120, 250, 500, 1000]
-figure, ax = plt.subplots(figsize=(5.2, 2.5))
-styles = dict(zip(GRIDS, (("s-", plotting.ESTIMATE), ("^-", plotting.SECOND), ("D-", plotting.THIRD), ("v-", "black"),
-                          ("o", "#7c3aed"))))
-for name, grid in GRIDS.items():
-    mark, color = styles[name]
-    ax.plot(ns, [1 - law(grid(n, LinearVP()), LinearVP(), 0.5) for n in ns], mark, ms=4, lw=1, color=color, label=name)
+figure, ax = plt.subplots(figsize=(7.4, 3.1))
+for name, look in plotting.looks(list(GRIDS)).items():
+    ax.plot(ns, [1 - law(GRIDS[name](n, LinearVP()), LinearVP(), 0.5) for n in ns], **look, label=name)
 total = (angle(LinearVP().t_max, LinearVP()) - angle(LinearVP().t_min, LinearVP())).item()
 ax.plot(ns, [1 - math.cos(total / n) ** n for n in ns], color=plotting.TRUTH, lw=4, zorder=0, label=r"$1-\cos^n(\Theta/n)$")
-ax.axhline(0.01, color="black", lw=0.6, ls=":")
+ax.axhline(0.01, color=plotting.INK, lw=0.8, ls=":")
 ax.set(xscale="log", yscale="log", xlabel="DDIM steps", ylabel="width lost (relative)", ylim=(None, 1.3))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -382,8 +380,7 @@ reveal("4.2")
 
 # %% [markdown]
 # *The lost width against the number of steps, both axes logarithmic: after a few steps all grids fall along
-# parallel lines, like 1/n; the dots
-# of equal angles lie on the grey line of the law, below all others.*
+# parallel lines, like 1/n; the triangles of equal angles lie on the grey line of the law, below all others.*
 #
 # This is the honest price of a first-order method: a better grid shifts the line, and only a better *method* makes it
 # steeper. That is section 4. First, data that is not a Gaussian.
@@ -457,11 +454,11 @@ print(f"ring: path error of DDIM {error(final(D, x_T, learnt, ddim).x):.4f} with
       f"{error(final(D, x_T, equal_angles(10, c), ddim).x):.4f} with equal angles")
 
 # %%
-figure, ax = plt.subplots(figsize=(5.6, 1.7))
+figure, ax = plt.subplots(figsize=(8, 2.4))
 for i, (name, ts) in enumerate({**{k: g(10, c) for k, g in GRIDS.items()}, "learnt, ring": learnt}.items()):
-    ax.plot(ts, torch.full_like(ts, -i), "o-", ms=4, lw=0.8, color=plotting.ESTIMATE if "learnt" in name else plotting.SECOND)
-    ax.text(-0.03, -i, name, ha="left", va="center", fontsize=8)
-ax.set(xlim=(1.03, -0.25), xlabel="t, from noise to data", yticks=[], ylim=(-5.6, 0.6))
+    ax.plot(ts, torch.full_like(ts, -i), "o-", lw=0.8, color=plotting.ESTIMATE if "learnt" in name else plotting.SECOND)
+    ax.text(-0.03, -i, name, ha="left", va="center")
+ax.set(xlim=(1.03, -0.2), xlabel="t, from noise to data", yticks=[], ylim=(-5.6, 0.6))
 ax.spines["left"].set_visible(False)
 plt.show()
 
@@ -647,15 +644,15 @@ assert abs(orders["DDIM"] - 1) < 0.05 and abs(orders["your 2M"] - 2) < 0.1      
 predict("4.4", "c")
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(8.2, 2.5))
-colours = dict(zip(solvers, (plotting.ESTIMATE, "black", plotting.SECOND, plotting.THIRD)))
+figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.4))
+looks = plotting.looks(list(solvers))
 for name, e in errors.items():
-    axes[0].plot(counts, e, "o-", ms=3, color=colours[name], label=name)
+    axes[0].plot(counts, e, **looks[name], label=name)
 axes[0].set_title("Gaussian, quadratic grid")
 few_counts = (4, 6, 10, 20, 50, 100)
 for ax, (name, grid) in zip(axes[1:], (("uniform", uniform), ("log-SNR", log_snr_uniform))):
     for solver, (n, solve) in solvers.items():
-        ax.plot(few_counts, [error(solve(D, x_T, grid(n(k), c))) for k in few_counts], "o-", ms=3, color=colours[solver])
+        ax.plot(few_counts, [error(solve(D, x_T, grid(n(k), c))) for k in few_counts], **looks[solver])
     ax.set_title(f"ring, {name} grid")
 for ax in axes:
     ax.set(xscale="log", yscale="log", xlabel="evaluations")
@@ -683,16 +680,16 @@ reveal("4.4")
 
 # %%
 by_2m = partial(dpm_solver_pp, order=2)
-learnt_2m = {n: optimise_grid(D, few, n, by_2m, iterations=30) for n in (5, 10)}
+learnt_2m = {n: optimise_grid(D, few, n, by_2m, iterations=30) for n in progress((5, 10))}
 tries = {"DDIM, uniform": (by_ddim, lambda n: uniform(n, c)), "DDIM, equal angles": (by_ddim, lambda n: equal_angles(n, c)),
          "2M, log-SNR": (by_2m, lambda n: log_snr_uniform(n, c)), "2M, learnt grid": (by_2m, learnt_2m.get)}
 for name, (sampler, grid) in tries.items():
     print(f"{name:20}" + "".join(f"{n:5} evaluations {error(last(sampler, D, x_T, grid(n)).x):.4f}" for n in (5, 10)))
 
 # %%
-for ax, (name, (sampler, grid)) in zip(plotting.panels(4, size=1.9), tries.items()):
+for ax, (name, (sampler, grid)) in zip(plotting.panels(4, size=2.3), tries.items()):
     plotting.shaded(target.log_prob, 2.4, ax)
-    plotting.scatter(last(sampler, D, x_T, grid(5)).x[:300], ax, 2.4, f"{name}\n5 evaluations", size=1.5)
+    plotting.scatter(last(sampler, D, x_T, grid(5)).x[:300], ax, 2.4, f"{name}\n5 evaluations", size=4)
 plt.show()
 
 # %% [markdown]
@@ -831,7 +828,7 @@ def noise_of(t, x):                                             # the same noise
 
 
 def page(solver, grid, steps, eta, ax=None):
-    figure, ax = plt.subplots(figsize=(3.3, 3.7)) if ax is None else (ax.figure, ax)
+    figure, ax = plt.subplots(figsize=(4.2, 4.6)) if ax is None else (ax.figure, ax)
     states = walk(solver, grid, steps, eta)
     plotting.shaded(target.log_prob, 2.4, ax)
     gap = (states[-1] - truth[:12]).norm(dim=1).mean()
@@ -839,14 +836,12 @@ def page(solver, grid, steps, eta, ax=None):
     return figure
 
 
-for ax, setting in zip(plotting.panels(4, size=2.0), (("DDIM", "uniform", 8, 0.0), ("DDIM", "equal angles", 8, 0.0),
+for ax, setting in zip(plotting.panels(4, size=2.3), (("DDIM", "uniform", 8, 0.0), ("DDIM", "equal angles", 8, 0.0),
                                                       ("DDIM", "equal angles", 30, 1.0), ("2nd order", "uniform", 8, 0.0))):
     page(*setting, ax=ax)
 plt.show()
 
 # %%
-from course_lib.widgets import flipbook
-
 flipbook(page, solver=["DDIM", "Euler", "2nd order", "3rd order"], grid=["equal angles", *list(GRIDS)[:-1]],
          steps=[8, 2, 3, 4, 5, 6, 10, 15, 20, 30, 50], eta=[0.0, 0.5, 1.0])
 
@@ -879,8 +874,8 @@ def picture(method, n):
 
 
 exact_pictures, _, _ = picture("3rd order", 100)
-runs = {(method, n): picture(method, n) for method in METHODS for n in (10, 30)}
-runs |= {("DDIM", n): picture("DDIM", n) for n in (100, MANY)}
+asked = [*((method, n) for method in METHODS for n in (10, 30)), ("DDIM", 100), ("DDIM", MANY)]
+runs = {(method, n): picture(method, n) for method, n in progress(asked)}
 
 # %%
 def off(x):                                                     # mean difference of the pixels, whose range is 2
@@ -899,7 +894,7 @@ rows = {f"{method}\n{n}": runs[method, n][0] for method, n in
         (("DDIM", MANY), ("DDIM", 30), ("3rd order", 30), ("DDIM", 10), ("3rd order", 10))}
 differences = [torch.cat([x, 5 * (x - exact_pictures).abs() - 1]) for x in rows.values()]
 figure = plotting.image_rows(differences, list(rows), "left: pictures; right: 5 times their error")
-figure.set_size_inches(4.0, 3.9)
+figure.set_size_inches(5.2, 5)
 plt.show()
 
 # %% [markdown]
@@ -1015,15 +1010,12 @@ for r in quality:
           f"the floor of {r.floor:.2f} {sure}, n = {r.samples:,}")
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(6.8, 2.5), sharey=True)
-looks = dict(zip(NAMES, (("s", plotting.SECOND), ("o", plotting.THIRD), ("D", "black"), ("^", "#7c3aed"),
-                         ("v", plotting.ESTIMATE))))
+figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
 for ax, cost, label in ((axes[0], lambda r: r.nfe, "evaluations"), (axes[1], lambda r: r.seconds / r.batch, "seconds a picture")):
-    for i, (method, (mark, color)) in enumerate(looks.items()):
+    for i, (method, look) in enumerate(plotting.looks(list(NAMES)).items()):
         if points := sorted((cost(r), r.value - r.floor, r.spread or 0) for r in quality if r.method == method):
             across, value, spread = zip(*points)
-            ax.errorbar([a * (0.9 + 0.05 * i) for a in across], value, spread, fmt=mark + "-", ms=4, lw=1, capsize=2,
-                        color=color, label=NAMES[method])
+            ax.errorbar([a * (0.9 + 0.05 * i) for a in across], value, spread, capsize=3, **look, label=NAMES[method])
     ax.set(xscale="log", yscale="log", xlabel=label)
 axes[0].set_ylabel("Fréchet distance\nabove the floor")
 axes[0].set_yticks([0.5, 1, 1.5, 2, 3, 5], ["0.5", "1", "1.5", "2", "3", "5"])
@@ -1088,11 +1080,12 @@ for k in BUDGETS:
         print(f"    {name:12} {r['error']:.4f}   {r['solver']}, {r['grid']}")
 
 # %%
-figure, ax = plt.subplots(figsize=(5.4, 2.6))
-for ours, color, name in ((False, plotting.TRUTH, "diffusers"), (True, plotting.ESTIMATE, "the course")):
+figure, ax = plt.subplots(figsize=(7, 3.1))
+for ours, mark, color, name in ((False, "s", plotting.SECOND, "diffusers"), (True, "o", plotting.ESTIMATE, "the course")):
     rows = [r for r in measured if (r["library"] == "course") == ours and r["error"] < 10]
-    ax.plot([r["evaluations"] * (1.03 if ours else 0.97) for r in rows], [r["error"] for r in rows], "o", ms=3, color=color, alpha=0.6)
-    ax.plot(BUDGETS, [nearest(k, ours)["error"] for k in BUDGETS], "-", color=color, lw=2, label=f"{name}, the best of all")
+    ax.plot([r["evaluations"] * (1.03 if ours else 0.97) for r in rows], [r["error"] for r in rows], mark, ms=3, color=color, alpha=0.6)
+    ax.plot(BUDGETS, [nearest(k, ours)["error"] for k in BUDGETS], mark + ("-" if ours else "--"), color=color, lw=2,
+            label=f"{name}, the best of all")
 ax.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="path error")
 ax.set_xticks(BUDGETS, map(str, BUDGETS))
 ax.set_xticks([], minor=True)
@@ -1105,8 +1098,8 @@ for solver in ("ddim", "DDIM", "dpm_solver_pp, order 2", "DPM-Solver++, order 2"
     print(f"{solver:24} {own:4.0f} microseconds a step of its own; beside a network, {own / evaluation:.1%} of section 6's")
 
 # %% [markdown]
-# *A cloud of grey and orange dots, error against evaluations, with a line through the best of each: the orange line lies
-# below the grey one.*
+# *A cloud of blue squares and orange dots, error against evaluations, with a line through the best of each: the orange line
+# lies below the dashed blue one.*
 #
 # What wins is neither a secret formula nor a high order: it is the second-order step that you wrote, on a grid that suits it.
 # The comparison is not quite fair: the field's solvers must work on any model, and ours was allowed to learn a grid on this
@@ -1204,7 +1197,7 @@ rows = [live("2M, learnt grid", "ring", 10, N, time.perf_counter() - begin, "pat
 for method in ("DDIM", "3rd order"):
     x, nfe, seconds = runs[method, 30]
     rows.append(live(method, "fashion_mnist", nfe, 2, seconds, "pixel_error", off(x), "fashion_teacher"))
-print(ledger.table([*rows, *shipped]))
+ledger.table([*rows, *shipped], "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows measure the distance from the exact solution of the ODE, whose floor is 0; the others the distance from the

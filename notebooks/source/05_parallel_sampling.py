@@ -92,8 +92,7 @@ def loss(model, x0, generator):
 
 torch.manual_seed(0)
 spots = ring().sample(20_000, seeded(0)).float()
-network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device,
-                progress=False).model
+network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device).model
 
 # %%
 def seconds_of(run, repeats=3):
@@ -145,21 +144,21 @@ sweeps = [start.expand_as(truth), *(sweep.trajectory for sweep in picard(exact, 
 
 def race(round, ax=None):
     """Both ways after so many rounds."""
-    figure, ax = plt.subplots(figsize=(3.6, 2.8)) if ax is None else (ax.figure, ax)
+    figure, ax = plt.subplots(figsize=(4.4, 3.4)) if ax is None else (ax.figure, ax)
     k, guess = min(round, 100), sweeps[min(round, len(sweeps) - 1)][:, 0]
     plotting.shaded(ring().log_prob, 2.4, ax, n=240)
     ax.plot(*truth[:, 0].T, color=plotting.TRUTH, lw=6, alpha=0.6, solid_capstyle="round")
-    ax.plot(*guess.T, "-o", color=plotting.SECOND, lw=0.8, ms=1.6)
-    ax.plot(*guess[-1:].T, "o", color=plotting.SECOND, ms=7)
-    ax.plot(*truth[:k + 1, 0].T, color=plotting.ESTIMATE, lw=1.2)
-    ax.plot(*truth[k:k + 1, 0].T, "o", color=plotting.ESTIMATE, ms=7)
+    ax.plot(*guess.T, "-o", color=plotting.SECOND, lw=0.8, ms=2)
+    ax.plot(*guess[-1:].T, "s", color=plotting.SECOND, ms=8)
+    ax.plot(*truth[:k + 1, 0].T, color=plotting.ESTIMATE, lw=1.5)
+    ax.plot(*truth[k:k + 1, 0].T, "o", color=plotting.ESTIMATE, ms=9)
     middle, gap = truth.mean((0, 1)), (guess - truth[:, 0]).norm(dim=1).max()
     ax.set(xlim=(middle[0] - 0.6, middle[0] + 0.9), ylim=(middle[1] - 0.36, middle[1] + 0.6))
     ax.set_title(f"round {round}\nerror of blue {gap:.1g}")
     return figure
 
 
-_, axes = plt.subplots(2, 3, figsize=(6.9, 3.7))
+_, axes = plt.subplots(2, 3, figsize=(9, 4.9))
 for ax, k in zip(axes.flat, (0, 1, 2, 3, 5, len(sweeps) - 1)):
     race(k, ax)
 plt.show()
@@ -326,19 +325,19 @@ def history(D, ts, step, width=1.07):
     return errors, [sweep.residual for sweep in found], (x - right).norm(dim=-1).max().item(), L
 
 
-CASES = {"VP, DDIM": (CosineVP(), ddim, plotting.THIRD), "VE, DDIM": (VE(), ddim, plotting.ESTIMATE),
-         "VE, ancestral": (VE(), ancestral, plotting.SECOND)}
-figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.7))
-for name, (schedule, step, color) in CASES.items():
+CASES = {"VE, DDIM": (VE(), ddim), "VE, ancestral": (VE(), ancestral), "VP, DDIM": (CosineVP(), ddim)}
+looks = plotting.looks(list(CASES))
+figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.4))
+for name, (schedule, step) in CASES.items():
     errors, _, first, L = history(GaussianMixture([[0.0, 0.0]], 1.07).denoiser(schedule), uniform(100, schedule), step)
     k = torch.arange(1.0, len(errors) + 1)
     bound = first * (k * math.log(L) - (k + 1).lgamma()).exp()                                  # L^k / k!
     assert (errors <= bound + 1e-12 * first).all()                                              # eq. (5.5)
     axes[0].plot(k, bound, color=plotting.TRUTH, lw=4)
-    axes[0].plot(k, errors, "o-", ms=2.5, lw=1, color=color)
+    axes[0].plot(k, errors, ms=3, **looks[name])
     errors, residuals, first, L = history(ring().denoiser(schedule), uniform(100, schedule), step)
     for ax, values in zip(axes[1:], (errors, residuals)):
-        ax.plot(range(1, len(values) + 1), values, "o-", ms=2.5, lw=1, color=color, label=name)
+        ax.plot(range(1, len(values) + 1), values, ms=3, **looks[name], label=name)
     print(f"{name:14} L = {L:.2f}; on the ring the error is largest at sweep {int(errors.argmax()) + 1}, "
           f"{errors.max() / first:.3g} times that of the first guess")
 for ax, title in zip(axes, ("error, Gaussian", "error, ring", "residual, ring")):
@@ -561,8 +560,8 @@ for window in (10, 30, 100):
 with open(data.ROOT / "data" / "parallel.csv", newline="", encoding="utf-8") as file:
     runs = [{k: v if k in ("model", "step", "method", "device") else float(v) for k, v in row.items()}
             for row in csv.DictReader(file)]
-WAYS = {"picard": ("Picard", "o", plotting.ESTIMATE), "gaussian slopes": ("Gaussian slopes", "s", plotting.SECOND),
-        "both": ("Gaussian slopes, then secants", "D", plotting.THIRD), "parareal": ("parareal", "^", "black")}
+WAYS = {"picard": "Picard", "gaussian slopes": "Gaussian slopes", "both": "Gaussian slopes, then secants", "parareal": "parareal"}
+looks = plotting.looks(list(WAYS))
 TOLERANCES = (1.0, 0.1, 0.01, 0.001)
 x = prior(exact, (1, 2), seeded(0), dtype=torch.float64)
 z = torch.randn(1000, 1, 2, generator=seeded(10), dtype=torch.float64)
@@ -570,15 +569,15 @@ end = final(exact, x, thousand, ancestral, noise=z).x
 mine = [(rounds_taken, (path[-1] - end).square().mean().sqrt()) for path, rounds_taken in
         (my_picard(exact, x, thousand, ancestral, z, 1000, tolerance) for tolerance in TOLERANCES)]
 
-figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.6))
-for method, (name, mark, color) in WAYS.items():
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+for method, name in WAYS.items():
     found = sorted((r["tolerance"], r["rounds"], r["distance"]) for r in runs
                    if (r["model"], r["step"], r["method"]) == ("exact", "ancestral", method))
     tolerance, rounds_needed, distance = zip(*found)
-    axes[0].plot(tolerance, rounds_needed, mark + "-", ms=4, lw=1, color=color, label=name)
-    axes[1].plot(tolerance, distance, mark + "-", ms=4, lw=1, color=color)
+    axes[0].plot(tolerance, rounds_needed, **looks[method], label=name)
+    axes[1].plot(tolerance, distance, **looks[method])
 for ax, values in zip(axes, zip(*mine)):
-    ax.plot(TOLERANCES, values, "o", ms=9, mfc="none", color=plotting.ESTIMATE)
+    ax.plot(TOLERANCES, values, "o", ms=10, mfc="none", color=plotting.ESTIMATE)
     ax.set(xscale="log", yscale="log", xlabel=r"tolerance $\tau$")
 axes[0].set_ylabel("rounds for 1000 steps")
 axes[1].set_ylabel("distance of the end")
@@ -814,7 +813,7 @@ rows = [torch.cat([sequential.x.cpu(), torch.full_like(x.cpu(), -1)])]
 rows += [torch.cat([sweep.trajectory[-1].cpu(), 5 * difference.abs() - 1]) for _, sweep, difference in pictures.values()]
 figure = plotting.image_rows(rows, ["sequential", *(f"parallel, {tolerance}" for tolerance in pictures)],
                              "left: pictures; right: 5 times their difference")
-figure.set_size_inches(4.9, 2.7)
+figure.set_size_inches(7, 3.6)
 plt.show()
 
 # %% [markdown]
@@ -916,8 +915,8 @@ predict("5.4", "c")
 # %%
 BARS = [("network", 1, "network\none sample"), ("network", 16, "network\n16 samples"),
         ("fashion_teacher", 1, "picture network\none picture")]
-LOOKS = {"picard": plotting.ESTIMATE, "both": plotting.SECOND, "both, window": plotting.THIRD, "parareal": "black"}
-figure, axes = plt.subplots(1, 2, figsize=(8.2, 2.7))
+LOOKS = {"picard": plotting.ESTIMATE, "both": plotting.SECOND, "both, window": plotting.THIRD, "parareal": plotting.FOURTH}
+figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
 for i, (method, color) in enumerate(LOOKS.items()):
     for j, (model, batch, _) in enumerate(BARS):
         r = next(r for r in runs if (r["model"], r["step"], r["batch"], r["method"], r["tolerance"])
@@ -925,9 +924,9 @@ for i, (method, color) in enumerate(LOOKS.items()):
         for ax, gain in zip(axes, (r["steps"] / r["rounds"], r["sequential_seconds"] / r["seconds"])):
             ax.bar(j + 0.2 * (i - 1.5), gain - 1, 0.18, bottom=1, color=color, label=None if j else NAMES[method])
             where, side = (1.08, "bottom") if gain > 1 else (0.93, "top")
-            ax.text(j + 0.2 * (i - 1.5), gain * where, f"{gain:.0f}" if gain > 10 else f"{gain:.2g}", ha="center", va=side, fontsize=7)
+            ax.text(j + 0.2 * (i - 1.5), gain * where, f"{gain:.0f}" if gain > 10 else f"{gain:.2g}", ha="center", va=side, fontsize=9)
 for ax, title in zip(axes, ("ledger 1: depth, steps / rounds", "ledger 2: seconds, sequential / parallel")):
-    ax.axhline(1, color="black", lw=0.8)
+    ax.axhline(1, color=plotting.INK, lw=0.8)
     ax.set(yscale="log", title=title, ylim=(0.1, 400))
     ax.set_xticks(range(len(BARS)), [name for *_, name in BARS])
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -1019,40 +1018,41 @@ def fitted(model):
 
 models = {name: fitted(name) for name in ("network", "fashion_teacher")}
 devices = [1, 2, 4, 8, 16, 32, 64]
-CURVES = [("network", 1, "network, one sample", plotting.SECOND), ("network", 16, "network, 16 samples", plotting.THIRD),
-          ("fashion_teacher", 1, "picture network, one picture", plotting.ESTIMATE)]
-figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.8))
-for name, color in (("network", plotting.SECOND), ("fashion_teacher", plotting.ESTIMATE)):
-    for what, mark in (("evaluation", "o"), ("exchange", "x")):
-        left.plot(*zip(*((r["rows"], 1e3 * r["seconds"]) for r in of(name, what))), mark, ms=4, color=color,
+CURVES = [("network", 1, "network, one sample"), ("network", 16, "network, 16 samples"),
+          ("fashion_teacher", 1, "picture network, one picture")]
+looks = dict(zip(CURVES, plotting.looks([label for *_, label in CURVES]).values()))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4))
+for name, color, marks in (("network", plotting.ESTIMATE, "o+"), ("fashion_teacher", plotting.THIRD, "^x")):
+    for what, mark in zip(("evaluation", "exchange"), marks):
+        left.plot(*zip(*((r["rows"], 1e3 * r["seconds"]) for r in of(name, what))), mark, ms=6, color=color,
                   label=f"{what}, {'network' if name == 'network' else 'picture network'}")
     m, model = torch.logspace(0, 3, 50), models[name]
     left.plot(m, 1e3 * (model.latency + model.per_row * m), color=color, lw=1)
     left.plot(m, 1e3 * (model.exchange + model.exchange_per_row * m), color=color, lw=1, ls=":")
 left.set(xscale="log", yscale="log", xlabel="rows", ylabel="milliseconds")
-left.legend(fontsize=7)
-for name, batch, label, color in CURVES:
+left.legend()
+for (name, batch, label), look in looks.items():
     (before,), model = of(name, "sequential", batch=batch), models[name]
     measured = of(name, "picard", batch=batch)
     rounds_taken, evaluations = (measured[0][k] for k in ("rounds", "evaluations"))
     gains = [model.speed_up(1000, rounds_taken, evaluations, batch, P) for P in devices]
-    right.plot(devices, gains, color=color, lw=1.2, label=label)
-    right.plot([r["devices"] for r in measured], [before["seconds"] / r["seconds"] for r in measured], "o", ms=5, color=color)
+    right.plot(devices, gains, **{**look, "marker": ""}, label=label)
+    right.plot([r["devices"] for r in measured], [before["seconds"] / r["seconds"] for r in measured], **{**look, "ls": ""}, ms=7)
     for r in measured:
         print(f"{label:30} {r['devices']:.0f} process{'es' * (r['devices'] > 1):3} gain {before['seconds'] / r['seconds']:6.2f} measured, "
               f"{model.speed_up(1000, rounds_taken, evaluations, batch, int(r['devices'])):6.2f} predicted")
-right.axhline(1, color="black", lw=0.8)
+right.axhline(1, color=plotting.INK, lw=0.8)
 right.set(xscale="log", yscale="log", ylim=(0.05, 150), xlabel="devices", ylabel="sequential / parallel seconds")
 right.set_xticks(devices, map(str, devices))
 right.set_xticks([], minor=True)
-right.legend(fontsize=7)
+right.legend()
 plt.show()
 
 # %% [markdown]
 # *Left, milliseconds against rows, both logarithmic: the small network's evaluations rise slowly up to some hundred rows
 # and then in proportion; the picture network's do so almost from the first row; exchanges (crosses) cost as much as a
 # small evaluation of the small network, and far less than one of the picture network. Right, the predicted gain against 1
-# to 64 devices, with measured dots at 1 and 2: the small network gains on one device already, and each doubling adds
+# to 64 devices, with what was measured at 1 and 2: the small network gains on one device already, and each doubling adds
 # less; the picture network starts near or below 1 and rises almost in proportion to the devices.*
 #
 # Small work is latency, and devices cannot share that: for the small network more devices bring less and less, and
@@ -1204,7 +1204,7 @@ rows.append(live(step.__name__, "fashion_mnist", steps, steps, 3, teacher_queue,
 for tolerance, (spent, sweep, difference) in pictures.items():
     rows.append(live(f"Picard, {tolerance}", "fashion_mnist", sweep.evaluations, sweep.rounds, 3, spent, "pixel_error",
                      difference.abs().mean().item(), "fashion_teacher"))
-print(ledger.table([*rows, *shipped]))
+ledger.table([*rows, *shipped], "method data NFE depth seconds batch metric value floor status").show()
 
 # %% [markdown]
 # NFE are the evaluations of one sample, depth the rounds. The live rows measure the distance from the sequential

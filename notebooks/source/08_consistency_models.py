@@ -38,6 +38,7 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import ListedColormap
 
 from course_lib import data, ledger, plotting, recipes
 from course_lib.classroom import exercise, predict, reveal
@@ -50,7 +51,7 @@ from course_lib.sampling import final, last, prior
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, angle, log_snr_uniform
 from course_lib.targets import GaussianMixture, ring
 from course_lib.training import train
-from course_lib.widgets import flipbook
+from course_lib.widgets import flipbook, progress
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -77,12 +78,12 @@ N = 4000 if full else 1000
 x_T = prior(D, (N, 2), seeded(0), dtype=torch.float64)
 truth = last(dpm_solver_pp, D, x_T, log_snr_uniform(100, schedule), order=3).x                  # the end of every path
 spot = torch.cdist(truth, ring().means).argmin(1)
-colours = plt.get_cmap("tab10")(spot.numpy())
+colours = [plotting.CLASSES[k] for k in spot.tolist()]
 
-panels = plotting.panels(3, size=2.3)
+panels = plotting.panels(3, size=2.9)
 for ax, x, extent, title in zip(panels, (x_T, D(x_T, schedule.t_max), truth), (3.8, 2.4, 2.4),
                                 ("starts", "one evaluation of D", "ends of the paths")):
-    plotting.scatter(x[:1000], ax, extent, title, color=colours[:1000], size=4)
+    plotting.scatter(x[:1000], ax, extent, title, color=colours[:1000], size=6)
 plt.show()
 
 # %% [markdown]
@@ -281,7 +282,7 @@ def learn(loss, ts, decay=0.9):
     torch.manual_seed(0)
     f = Student(MLP(width=96, fastest=8.0), schedule, V())
     trained = train(on_batch, Trainee(f, decay), [spots], steps=2000 if full else 600, batch=256, lr=6e-3, ema=0.99,
-                    device=device, progress=False)
+                    device=device)
     return trained.model.f.cpu(), trained.seconds
 
 
@@ -307,14 +308,14 @@ with torch.no_grad():
     off = (distilled(plane.float(), schedule.t_max) - ends).norm(dim=1)
     shot = distilled(x_T.float(), schedule.t_max)
 
-left, middle, right = plotting.panels(3, size=2.3)
+left, middle, right = plotting.panels(3, size=2.9)
 nearest = torch.cdist(ends, ring().means).argmin(1).reshape(60, 60)
-left.imshow(nearest.T, origin="lower", extent=(-2.8, 2.8) * 2, cmap="tab10", vmin=0, vmax=9, alpha=0.6)
+left.imshow(nearest.T, origin="lower", extent=(-2.8, 2.8) * 2, cmap=ListedColormap(plotting.CLASSES), vmin=0, vmax=9, alpha=0.7)
 middle.imshow(off.reshape(60, 60).T, origin="lower", extent=(-2.8, 2.8) * 2, cmap="Greys", vmin=0, vmax=0.6)
 for ax, title in ((left, "which spot, exactly"), (middle, "error of f, up to 0.6")):
     ax.set(xticks=[], yticks=[], title=title)
 plotting.shaded(ring().log_prob, 2.4, right, "one step")
-plotting.scatter(shot, right, extent=2.4, size=3)
+plotting.scatter(shot, right, extent=2.4, size=5)
 plt.show()
 off = (shot - truth).norm(dim=1)
 radius, eighths = x_T.norm(dim=1), torch.atan2(x_T[:, 1], x_T[:, 0]) * 8 / (2 * math.pi)
@@ -512,10 +513,10 @@ for n in ns:
     assert abs(lost[-1] - predicted[-1]) < 0.01                                                 # eq. (8.8)
 
 # %%
-figure, ax = plt.subplots(figsize=(4.4, 2.4))
+figure, ax = plt.subplots(figsize=(6.4, 3.2))
 ax.plot(ns, predicted, color=plotting.TRUTH, lw=5, label="the law (8.8)")
-ax.plot(ns, lost, "o", ms=4, color=plotting.ESTIMATE, label="fitted to samples")
-ax.plot(ns[2:], [2.2 / n for n in ns[2:]], ":", color="black", lw=1, label="slope -1")
+ax.plot(ns, lost, "o", color=plotting.ESTIMATE, label="fitted to samples")
+ax.plot(ns[2:], [2.2 / n for n in ns[2:]], ":", color=plotting.INK, lw=1, label="slope -1")
 ax.set(xscale="log", yscale="log", xlabel="intervals n", ylabel="width lost (relative)")
 ax.set_xticks(ns, map(str, ns))
 ax.set_xticks([], minor=True)
@@ -683,9 +684,9 @@ for name, f in (("distilled", distilled), ("without a teacher", untaught)):
         several = dict(zip(STEPS, drawn))
 
 # %%
-for ax, n in zip(plotting.panels(3, size=2.2), (1, 4, 16)):
+for ax, n in zip(plotting.panels(3, size=2.6), (1, 4, 16)):
     plotting.shaded(ring().log_prob, 2.4, ax, f"{n} step{'s' * (n > 1)}")
-    plotting.scatter(several[n][:1000], ax, extent=2.4, size=3)
+    plotting.scatter(several[n][:600], ax, extent=2.4, size=4)
 plt.show()
 
 # %% [markdown]
@@ -731,10 +732,9 @@ grids = {n: [*torch.logspace(0, -2, n).tolist(), 0.0] for n in STEPS}
 assert all(abs(width - 0.5) < 1e-12 for ts in grids.values() for width in widths(ts, wrong=1.0))  # exact f: every n is right
 wrongs = [[abs(width - 0.5) for width in widths(ts)] for ts in grids.values()]
 
-figure, ax = plt.subplots(figsize=(4.6, 2.4))
-for k, (mark, color, name) in enumerate((("o-", plotting.ESTIMATE, "2 % in f"), ("s-", plotting.SECOND, "2 % in f - x"),
-                                         ("^-", plotting.THIRD, "2 % in a flow map's step"))):
-    ax.plot(STEPS, [row[k] for row in wrongs], mark, ms=4, lw=1, color=color, label=name)
+figure, ax = plt.subplots(figsize=(8, 3.2))
+for k, (name, look) in enumerate(plotting.looks(["2 % in f", "2 % in f - x", "2 % in a flow map's step"]).items()):
+    ax.plot(STEPS, [row[k] for row in wrongs], **look, label=name)
 ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="$W_2$ to the data")
 ax.set_xticks(STEPS, map(str, STEPS))
 ax.set_xticks([], minor=True)
@@ -808,7 +808,7 @@ assert (u(z_t, t, r) - v + per_row(t - r, z_t) * my_rate(lambda z, t: u(z, t, r)
 torch.manual_seed(0)
 flow_map = FlowMap(MLP(width=64, numbers=1, fastest=8.0), flow, FlowVelocity())
 trained = train(mean_flow_loss(moving=0.5, power=0.5), flow_map, [spots], steps=2000 if full else 500, batch=512, lr=5e-3,
-                ema=0.99, device=device, progress=False)
+                ema=0.99, device=device)
 flow_map, map_seconds = trained.model.cpu(), trained.seconds
 print(f"trained in {map_seconds:.0f} s")
 
@@ -829,10 +829,10 @@ for n, x in arrived.items():
     print(f"flow map, {n:2} step{'s' * (n > 1):1}                             {near(x):.2f}   distance to data {distance:.3f}")
 
 # %%
-for ax, (x, title) in zip(plotting.panels(4, size=1.9), (
+for ax, (x, title) in zip(plotting.panels(4, size=2.3), (
         (blind, "velocity, 1 step"), *((arrived[n], f"flow map, {n} step{'s' * (n > 1)}") for n in (1, 2, 4)))):
     plotting.shaded(ring().log_prob, 2.4, ax, title)
-    plotting.scatter(x, ax, extent=2.4, size=3)
+    plotting.scatter(x[:600], ax, extent=2.4, size=4)
 plt.show()
 
 # %% [markdown]
@@ -882,7 +882,7 @@ def draw_pictures(method, n):
 
 shown = [("teacher", 1000), ("teacher", 30), ("teacher", 2), ("progressive", 8), ("progressive", 4), ("progressive", 2), ("progressive", 1),
          ("consistency", 2), ("consistency", 1)]
-pictures = {key: draw_pictures(*key) for key in shown}
+pictures = {key: draw_pictures(*key) for key in progress(shown)}
 plotting.image_rows([result.x for result in pictures.values()],
                     [f"{method}, NFE {result.nfe}" for (method, _), result in pictures.items()])
 plt.show()
@@ -904,7 +904,8 @@ def page(method, steps):
     return plotting.image_grid(result.x, 5, title=f"{method}, evaluations: {result.nfe}").figure
 
 
-flipbook(page, method=["consistency", "progressive", "teacher"], steps=[1, 2, 4, 8])
+flipbook(page, method=["consistency", "progressive", "teacher"], steps=[1, 2, 4, 8],
+         alt="Five garments by one evaluation of the consistency model.")
 
 # %% [markdown]
 # Eight pictures prove nothing. **What has been measured?** The ledger's Fréchet distances above their floor, against
@@ -912,26 +913,26 @@ flipbook(page, method=["consistency", "progressive", "teacher"], steps=[1, 2, 4,
 # best.
 
 # %%
-KINDS = {"consistency": ("consistency, whole paths", w_guide, "D-", plotting.ESTIMATE),         # label, weight, mark
+KINDS = {"consistency": ("consistency, whole paths", w_guide, "o-", plotting.ESTIMATE),         # label, weight, mark
          "consistency_pairs": ("consistency, pairs", w_guide, "D:", plotting.ESTIMATE),
-         "progressive": ("progressive", w_guide, "o-", plotting.SECOND),
-         "guided_student_ddim": ("guided student, DDIM", w_guide, "o:", plotting.TRUTH),
-         "guided_student": ("guided student, 2M", w_guide, "s-", plotting.THIRD),
+         "progressive": ("progressive", w_guide, "s--", plotting.SECOND),
+         "guided_student_ddim": ("guided student, DDIM", w_guide, "X:", plotting.TRUTH),
+         "guided_student": ("guided student, 2M", w_guide, "^-", plotting.THIRD),
          "guided_teacher": ("guided teacher, 2M", w_guide, "P", plotting.THIRD),
-         "dpm_solver_pp_sde": ("unguided, SDE solver", 0, "^:", "black"),
-         "ancestral": ("unguided, ancestral", 0, "v:", "black")}
+         "dpm_solver_pp_sde": ("unguided, SDE solver", 0, "<-.", plotting.FOURTH),
+         "ancestral": ("unguided, ancestral", 0, "v:", plotting.INK)}
 shipped = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv") if r.dataset == "fashion_mnist"
            and r.metric == "frechet" and r.method in KINDS and r.guidance == KINDS[r.method][1]]
 counts = [r.samples for r in shipped]
 pictures_each = max(counts, key=counts.count)                   # the distance depends on how many pictures there are
 shipped = [r for r in shipped if r.samples == pictures_each]
 
-figure, ax = plt.subplots(figsize=(6.2, 2.8))
+figure, ax = plt.subplots(figsize=(9.2, 4))
 for kind, (label, _, mark, color) in KINDS.items():
     rows = sorted((r.nfe, max(r.value - r.floor, 0.01), r.spread or 0) for r in shipped if r.method == kind)
     if rows:
         nfe, value, spread = zip(*rows)
-        ax.errorbar(nfe, value, spread, fmt=mark, ms=5, lw=1, capsize=2, color=color, label=label)
+        ax.errorbar(nfe, value, spread, fmt=mark, capsize=3, color=color, label=label)
 ax.set(xscale="log", yscale="log", xlabel="evaluations a picture", ylabel="Fréchet distance above floor",
        title=f"every mark from {pictures_each:,} pictures a seed")
 low, high = ax.get_ylim()
@@ -1073,7 +1074,8 @@ x = final(flow_map, start, torch.linspace(1, 0, 2), flow_map_step).x
 rows.append(live("mean flow", "ring", 1, N, time.perf_counter() - begin, "sliced_w2 (folded)",
                  sliced_wasserstein(fold(x.double()), real), floor, "live", map_seconds))
 few = [r for r in shipped if r.method in ("consistency", "progressive", "guided_student_ddim") and r.nfe <= 4]
-print(ledger.table([*rows, *sorted(few, key=lambda r: (r.nfe, r.value))]))
+rows += sorted(few, key=lambda r: (r.nfe, r.value))
+ledger.table(rows, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are one seed each, on this machine; the shipped rows are on pictures, so the two kinds of numbers are not

@@ -293,10 +293,10 @@ for beta in (6.0, 12.0, 30.0):
 # Now the water. **How much does each of the eight axes keep, for the three levels?**
 
 # %%
-figure, ax = plt.subplots(figsize=(5.2, 2.5))
+figure, ax = plt.subplots(figsize=(8, 3.2))
 number = torch.arange(1, k + 1)
 ax.bar(number, eigenvalues, color=plotting.TRUTH, alpha=0.5, label=r"variance $\lambda_i$ of the data")
-for (beta, w2), color, mark, size in zip(found.items(), (plotting.THIRD, plotting.ESTIMATE, plotting.SECOND), "osD", (9, 6, 3)):
+for (beta, w2), color, mark, size in zip(found.items(), (plotting.THIRD, plotting.ESTIMATE, plotting.SECOND), "^os", (10, 7, 4)):
     e = beta * sigma2
     ax.axhline(e, color=color, lw=0.8, ls=":")
     ax.plot(number, w2 + e, mark, ms=size, color=color, label=rf"$w_i^2+e$ learnt, $\beta={beta:g}$")
@@ -346,7 +346,7 @@ class Dense(Autoencoder):
 def fit(latent, beta):
     torch.manual_seed(0)
     return train(kl_loss(beta), Dense(latent), [images], steps=1500 if full else 220, batch=80, lr=4e-3, warmup=20,
-                 ema=0.98, clip=1e9, device=device, progress=False).model.cpu()
+                 ema=0.98, clip=1e9, device=device).model.cpu()
 
 
 def learn_prior(z):
@@ -354,7 +354,7 @@ def learn_prior(z):
     torch.manual_seed(0)
     D = Preconditioned(MLP(z.shape[1], width=64, fastest=8.0), schedule, V())
     return train(diffusion_loss, D, [z], steps=2000 if full else 260, batch=192, lr=6e-3, warmup=30, ema=0.98,
-                 device=device, progress=False).model.cpu()
+                 device=device).model.cpu()
 
 
 def draw(D, n, latent):                                         # -> (n, latent)
@@ -372,19 +372,21 @@ z_flat = encode_all(flat, images)
 D_flat = learn_prior(z_flat)
 learnt = draw(D_flat, 2000, 2)
 
-left, middle, right = plotting.panels(3, size=2.4)
+left, middle, right = plotting.panels(3, size=3)
 frame = 1.02 * raw[:2000].abs().max().item()
-colours = plt.get_cmap("tab10")(labels[:2000].numpy())
-plotting.scatter(raw[:2000], left, frame, "latents, one colour a class", color=colours, size=3)
-plotting.scatter(torch.randn(2000, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=3)
-plotting.scatter(learnt * flat.scale + flat.shift, right, frame, "a diffusion prior", size=3)
+colours = [plotting.CLASSES[k] for k in labels[:2000].tolist()]
+plotting.scatter(raw[:2000], left, frame, "latents, by class: 0 to 9", color=colours, size=4)
+for k in range(10):
+    left.text(*raw[labels[:len(raw)] == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
+plotting.scatter(torch.randn(2000, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=4)
+plotting.scatter(learnt * flat.scale + flat.shift, right, frame, "a diffusion prior", size=4)
 for ax in (middle, right):
     ax.scatter(*raw[:2000].T, s=2, color=plotting.TRUTH, alpha=0.25, linewidths=0, zorder=0)
 plt.show()
 print(f"standard deviations of the latents: {spread[0]:.2f} and {spread[1]:.2f}; the prior's are 1")
 
 # %% [markdown]
-# *Left, two thousand latents in ten colours: arms and patches with empty land between them. Middle, over the same
+# *Left, two thousand latents in ten colours, a number on each kind of garment: arms and patches with empty land between them. Middle, over the same
 # latents in grey, the prior: a round cloud that covers a small part of them. Right, the samples of the diffusion model: they
 # follow the arms, a little more widely than the latents.*
 #
@@ -473,14 +475,14 @@ for beta, s in studies.items():
 print(f"{'real pictures, the floor':46}{floor:8.1f}")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.3))
 rates = [s["kl"] for s in studies.values()]
-left.plot(rates, [s["psnr"] for s in studies.values()], "o-", ms=4, color=plotting.THIRD)
+left.plot(rates, [s["psnr"] for s in studies.values()], "o-", color=plotting.INK)
 left.set(xlabel="rate: KL in nats a picture", ylabel="PSNR of the copies, dB")
-for i, (mark, color, name) in enumerate((("o-", plotting.TRUTH, "copies"), ("s-", plotting.SECOND, "prior N(0, I)"),
-                                         ("D-", plotting.ESTIMATE, "diffusion prior"))):
-    right.plot(BETAS, [s["distances"][i] for s in studies.values()], mark, ms=4, color=color, label=name)
-right.axhline(floor, color="black", lw=0.8, ls=":", label="real pictures")
+for i, (mark, color, name) in enumerate((("^-", plotting.TRUTH, "copies"), ("s--", plotting.SECOND, "prior N(0, I)"),
+                                         ("o-", plotting.ESTIMATE, "diffusion prior"))):
+    right.plot(BETAS, [s["distances"][i] for s in studies.values()], mark, color=color, label=name)
+right.axhline(floor, color=plotting.INK, lw=0.8, ls=":", label="real pictures")
 right.set(xscale="log", xlabel=r"weight $\beta$", ylabel="Fréchet distance", ylim=(0, None))
 right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -584,9 +586,9 @@ for factor in (0.1, 1.0, 10.0):
     print(f"latents {factor:4} times the right size: distance {sliced_wasserstein(missized[factor], target):.3f}")
 
 # %%
-for ax, (factor, samples) in zip(plotting.panels(3, size=2.1), missized.items()):
-    plotting.scatter(target, ax, 3, f"{factor:g} times the size", color=plotting.TRUTH, size=3)
-    plotting.scatter(samples, ax, 3, size=2)
+for ax, (factor, samples) in zip(plotting.panels(3, size=2.6), missized.items()):
+    plotting.scatter(target, ax, 3, f"{factor:g} times the size", color=plotting.TRUTH, size=4)
+    plotting.scatter(samples, ax, 3, size=3)
 plt.show()
 reveal("10.2")
 
@@ -670,7 +672,7 @@ for name, make, loss in (("KL", KLAutoencoder, kl_loss(0.1)), ("VQ, 256 codes", 
     torch.manual_seed(0)
     model = make(**form) if name == "KL" else make(codes=256, **form)
     pair[name] = train(loss, model, [images], steps=2000 if full else 120, batch=48, lr=1e-2, warmup=20, ema=0.97,
-                       clip=100.0, device=device, progress=False).model.cpu()
+                       clip=100.0, device=device).model.cpu()
 
 
 # %%
@@ -737,21 +739,21 @@ my_least = exercise("10.5", my_least)
 # %%
 t = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
 alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-figure, ax = plt.subplots(figsize=(4.4, 2.3))
-for c, color in ((1.0, plotting.THIRD), (0.3, plotting.SECOND), (0.1, plotting.ESTIMATE)):
+figure, ax = plt.subplots(figsize=(7, 3))
+for c, mark, color in ((1.0, "^", plotting.THIRD), (0.3, "s", plotting.SECOND), (0.1, "o", plotting.ESTIMATE)):
     z0, noise = torch.randn(2, 20_000, 1, generator=seeded(7), dtype=torch.float64) * torch.tensor([c, 1.0]).view(2, 1, 1)
     z_t, v = alpha * z0 + sigma * noise, alpha * noise - sigma * z0                             # (20000, 10)
     v_hat = (alpha * z_t - alpha * c**2 / (alpha**2 * c**2 + sigma**2) * z_t) / sigma           # from the exact denoiser
     least = my_least(torch.tensor([c**2], dtype=torch.float64), alpha, sigma)
     assert torch.allclose((v_hat - v).square().mean(0), least, rtol=0.05)                       # eq. (10.9)
     ax.plot(t, least, color=plotting.TRUTH, lw=3)
-    ax.plot(t, (v_hat - v).square().mean(0), "o", ms=3, color=color, label=f"latents of size {c:g}")
+    ax.plot(t, (v_hat - v).square().mean(0), mark, color=color, label=f"latents of size {c:g}")
 ax.set(xlabel="t", ylabel="least loss of $v$", yscale="log")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# *Dots on grey curves: for latents of size 1 the least loss is 1 at all times. For smaller ones it is lower, and the more so
+# *Marks on grey curves: for latents of size 1 the least loss is 1 at all times. For smaller ones it is lower, and the more so
 # the more noise there is: where there is nearly only noise, it is nearly $c^2$, a hundredth for latents of size 0.1.*
 #
 # The loss that is left is *what the latents say and the noise hides*. So it is smallest for latents that say nothing:
@@ -796,7 +798,7 @@ for name, between in (("frozen: stop-gradient", lambda z: z.detach()), ("end to 
                       ("end to end, normalised", lambda z: (z - z.mean(0)) / z.std(0))):
     torch.manual_seed(0)
     model = train(joint_loss, Joint(between), [points], steps=1500 if full else 350, batch=160, lr=1e-2, weight_decay=0.0,
-                  ema=0.99, clip=1e9, device=device, progress=False).model.cpu()
+                  ema=0.99, clip=1e9, device=device).model.cpu()
     with torch.no_grad():
         z = model.encode(points)
         shown = between(z)
@@ -838,7 +840,7 @@ reveal("10.3")
 # its four channels look like?**
 
 # %%
-figure, axes = plt.subplots(4, 5, figsize=(5.2, 4.2))
+figure, axes = plt.subplots(4, 5, figsize=(5.6, 4.6))
 for row, picture, z in zip(axes, originals, z_emoji):
     row[0].imshow((picture.permute(1, 2, 0) + 1) / 2)
     for ax, channel in zip(row[1:], z):
@@ -893,7 +895,9 @@ def page(share, pair):
                                 "one, mixed in pixels, mixed in latents, the other")
 
 
-flipbook(page, share=[0.0, 0.25, 0.5, 0.75, 1.0], pair=["0 and 1", "2 and 3", "4 and 5"])
+flipbook(page, share=[0.0, 0.25, 0.5, 0.75, 1.0], pair=["0 and 1", "2 and 3", "4 and 5"],
+         alt="Four pictures: one emoji, the pair mixed in pixels, the pair mixed in latents, the other emoji; at share 0 the first three "
+             "are the same emoji.")
 
 # %% [markdown]
 # **How many channels, and how strong a KL?** More channels reconstruct better, and leave more for the diffusion model to
@@ -911,14 +915,13 @@ for (channels, beta), row in sorted(sweep.items()):
     print(f"{channels:8} {beta:7g} {row['round trip']:7.1f} {row['prior N(0, I)']:15.2f} {row['diffusion prior']:17.2f}")
 
 # %%
-left, right = plotting.panels(2, size=2.9)
+left, right = plt.subplots(1, 2, figsize=(9, 3.6))[1]
 for ax, name, of in ((left, "channels", {c: row for (c, b), row in sorted(sweep.items()) if b == 0.1}),
                      (right, "beta", {b: row for (c, b), row in sorted(sweep.items()) if c == 4})):
-    for prior_name, color, marker in (("diffusion prior", plotting.ESTIMATE, "o"), ("prior N(0, I)", plotting.SECOND, "s")):
-        ax.plot([row["round trip"] for row in of.values()], [row[prior_name] for row in of.values()], marker=marker, ms=4,
-                color=color, label=prior_name)
+    for prior_name, look in plotting.looks(["diffusion prior", "prior N(0, I)"]).items():
+        ax.plot([row["round trip"] for row in of.values()], [row[prior_name] for row in of.values()], **look, label=prior_name)
     for i, (value, row) in enumerate(of.items()):               # above and below in turn, since points may be near
-        ax.annotate(f"{value:g}", (row["round trip"], row["diffusion prior"]), (0, (5, -13)[i % 2]), ha="center", fontsize=8,
+        ax.annotate(f"{value:g}", (row["round trip"], row["diffusion prior"]), (0, (5, -13)[i % 2]), ha="center", fontsize=9,
                     textcoords="offset points")
     ax.set(title=f"numbers: {name}", xlabel="PSNR of the round trip (dB)", ylabel="kernel distance of samples", ylim=(2, 4))
 left.legend()
@@ -1014,7 +1017,7 @@ rows = [ledger.Row(f"{name}, beta {beta:g} (live)", "fashion_mnist", nfe, nfe, N
                    "frechet", s["distances"][i], floor, N, 1, weights="live")
         for beta, s in ((0.01, weak), (10.0, middling)) for i, nfe, name in ((1, 0, "VAE prior"), (2, 20, "diffusion prior"))]
 rows += [r for r in shipped if r.dataset == "fashion_mnist" and r.metric == "frechet" and r.method == "dpm_solver_pp_2"]
-print(ledger.table(rows))
+ledger.table(rows, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are of tiny networks with eight latents, trained for seconds, one seed each, and their distances are of few

@@ -58,7 +58,7 @@ from course_lib.sampling import final, last, prior, sample
 from course_lib.schedules import CosineVP, log_snr_uniform
 from course_lib.sde_samplers import ancestral
 from course_lib.targets import GaussianMixture
-from course_lib.widgets import flipbook
+from course_lib.widgets import flipbook, progress, watched
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -163,19 +163,19 @@ for n in (1, 2, 4, 30):
     print(f"{n:2} DDIM steps: {wrong.double().mean():.2%} wrong phrases, {(x[:, 0] > 0).double().mean():.1%} san diego")
 
 one = ((x_T - torch.tensor([-1.2, 1.0])).norm(dim=1)).argmin()                                 # a start at "new diego"
-left, right = plt.subplots(1, 2, figsize=(6.6, 2.7), width_ratios=(1, 1.2))[1]
+left, right = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=(1, 1.2))[1]
 plotting.shaded(phrases.log_prob, 2.6, left)
 plotting.paths(states[:, :60], left, 2.6, "60 starts")
 for i, a in enumerate(first_words):
     for j, b in enumerate(second_words):
-        left.text(2.2 * (2 * i - 1), 2.4 * (2 * j - 1), f"{a} {b}", ha="center", va="center", fontsize=8)
+        left.text(2.2 * (2 * i - 1), 2.4 * (2 * j - 1), f"{a} {b}", ha="center", va="center")
 with torch.no_grad():
     guesses = torch.stack([D(x, t)[one] for x, t in zip(states, ts)])
 for i, (color, name) in enumerate(((plotting.ESTIMATE, "first word"), (plotting.SECOND, "second word"))):
-    right.plot(ts, states[:, one, i], color=color, lw=1.2, label=f"{name}: $x_t$")
+    right.plot(ts, states[:, one, i], color=color, ls=("-", "--")[i], label=f"{name}: $x_t$")
     right.plot(ts, guesses[:, i], ":", color=color, lw=2.5 - i, label=f"{name}: guess D")
-right.set(xlim=(1, 0), xlabel="t", title="a start at new diego", ylim=(-1.35, 1.7))
-right.legend(fontsize=7, ncols=2, loc="upper right")
+right.set(xlim=(1, 0), xlabel="t", title="a start at new diego", ylim=(-1.35, 1.8))
+right.legend(ncols=2, loc="upper right")
 plt.show()
 
 # %%
@@ -452,7 +452,7 @@ predict("12.2", "b")
 levels_of_noise = torch.linspace(0, 2, 9)
 curves = {"latents: words": [], "latents: whole sentences": [], "raw word vectors": []}
 rows = numbers[:300]
-for noise in levels_of_noise:
+for noise in progress(levels_of_noise):
     noisy = latents[:300] + noise * torch.randn(300, 32, 4, 4, generator=seeded(11)).to(device)
     right, whole = text.accuracy(autoencoder.words(noisy).cpu(), rows)
     exact = vocabulary[rows[rows >= 0][:600]]
@@ -460,9 +460,9 @@ for noise in levels_of_noise:
     for curve, value in zip(curves.values(), (right, whole, (found[0] == rows[rows >= 0][:600]).double().mean().item())):
         curve.append(value)
 
-figure, ax = plt.subplots(figsize=(4.6, 2.4))
-for (name, curve), color in zip(curves.items(), (plotting.ESTIMATE, plotting.SECOND, plotting.TRUTH)):
-    ax.plot(levels_of_noise, curve, "o-", ms=3, color=color, label=name)
+figure, ax = plt.subplots(figsize=(8, 3))
+for name, look in plotting.looks(list(curves)).items():
+    ax.plot(levels_of_noise, curves[name], **look, label=name)
 ax.set(xlabel="noise, in units of the signal", ylabel="share that comes back", ylim=(0, 1.03))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -472,7 +472,7 @@ reveal("12.2")
 
 # %% [markdown]
 # *Shares of words and sentences that come back, against the noise on the latents: flat at first, then both fall, the
-# whole sentences earlier and more steeply; the grey curve of the raw word vectors falls later.*
+# whole sentences earlier and more steeply; the green curve of the raw word vectors falls later.*
 #
 # Read the figure from right to left, as a sampler comes down: first no sentence can be read, then within a short stretch
 # around a noise of the size of the signal, $\sigma/\alpha\approx1$, the sentences appear, and in the rest of the way
@@ -587,17 +587,17 @@ reveal("12.3")
 # %%
 rows = text.tokens(listed)
 kept, back, found = [32, 28, 26, 24, 22, 20, 16], [], []
-for k in kept:
+for k in progress(kept):
     cut = (torch.arange(32, device=device) < k).view(1, 32, 1, 1)
     back.append(text.accuracy(autoencoder.words(points[:400] * cut).cpu(), rows[:400])[1])
     found.append(text.share_found(write(samples * cut), listed))
 
-figure, ax = plt.subplots(figsize=(3.2, 2.8))
+figure, ax = plt.subplots(figsize=(5.4, 3.8))
 ax.plot([0, 1], [0, 1], color=plotting.TRUTH, lw=3)
-ax.plot(back, found, "o", ms=5, color=plotting.ESTIMATE)
+ax.plot(back, found, "o", ms=6, color=plotting.ESTIMATE)
 for k, x, y in zip(kept, back, found):
     if k in (32, 24, 16):
-        ax.annotate(f"{k} channels", (x, y), (9, 0) if x < 0.5 else (-9, 0), textcoords="offset points", fontsize=7,
+        ax.annotate(f"{k} channels", (x, y), (12, -4) if x < 0.5 else (-14, 0), textcoords="offset points", fontsize=9,
                     ha="left" if x < 0.5 else "right", va="center")
 ax.set(xlabel="sentences that come back", ylabel="samples that are in the list", xlim=(-0.03, 1.05), ylim=(-0.03, 1.08))
 plt.show()
@@ -668,7 +668,7 @@ with torch.no_grad():
 N = 500 if full else 200
 begin = time.perf_counter()
 x_T = prior(teacher, (N, 32, 4, 4), seeded(18)).to(device)
-result = last(dpm_solver_pp, teacher, x_T, log_snr_uniform(20, schedule))
+result = last(watched(dpm_solver_pp), teacher, x_T, log_snr_uniform(20, schedule))
 sampled = write(result.x)
 seconds = time.perf_counter() - begin
 bags = [Counter(s.split()) for s in train]
@@ -856,17 +856,18 @@ for way in walks:
 
 # %%
 def page(pair, way, share):
-    """The two ends in grey and the sentence in between."""
-    figure = plt.figure(figsize=(6.4, 1.1))
+    """The two ends in black and the sentence in between in orange."""
+    figure = plt.figure(figsize=(7.5, 1.2))
     i = int(pair) - 1
-    lines = ((0.82, pairs[i][0], plotting.TRUTH), (0.5, walks[way][i][shares.index(share)], plotting.ESTIMATE),
-             (0.18, pairs[i][1], plotting.TRUTH))
+    lines = ((0.82, pairs[i][0], plotting.INK), (0.5, walks[way][i][shares.index(share)], plotting.ESTIMATE),
+             (0.18, pairs[i][1], plotting.INK))
     for y, sentence, color in lines:
         figure.text(0.02, y, sentence, color=color, va="center", fontsize=11)
     return figure
 
 
-flipbook(page, pair=["1", "2", "3"], way=list(walks), share=shares)
+flipbook(page, pair=["1", "2", "3"], way=list(walks), share=shares,
+         alt="Three lines of text: above and below, in black, the two ends of a pair; between them, in orange, the sentence at that share.")
 
 # %% [markdown]
 # ## 7 · Closing task: fill the gap
@@ -965,7 +966,7 @@ floor = my_perplexity(real, judge.probability)
 row = ledger.Row("dpm_solver_pp (live)", "sentences", result.nfe, result.depth, N, seconds, "this machine", "bigram perplexity",
                  my_perplexity(sampled, judge.probability), floor, N, 1, weights="sentence_latent_teacher")
 committed = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv") if r.dataset == "sentences"]
-print(ledger.table([row, *committed]))
+ledger.table([row, *committed], "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # One seed, and a metric that must not be read alone; its "floor" is the perplexity of real sentences. To be below it would be

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from nbformat import v4
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -97,6 +98,56 @@ def test_chapter_00_runs_from_top_to_bottom_and_its_slider_changes_the_picture(a
     assert "network evaluations, one after the other" in said
     assert not outside, f"the page asked for {outside}"
     assert not errors, f"the console shows {errors}"
+
+
+FLIPBOOK = """import matplotlib.pyplot as plt
+from course_lib import plotting
+from course_lib.widgets import flipbook, progress
+
+def page(t):
+    figure, ax = plt.subplots(figsize=(4, 3))
+    ax.plot([0, t])
+    return figure
+
+plotting.style()
+for _ in progress(range(3)):
+    pass
+flipbook(page, t=[0.1, 0.5, 0.9])"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_flipbook_keeps_its_size_and_once_saved_shows_its_first_page_and_no_error(course, address):
+    from playwright.sync_api import sync_playwright
+
+    path = course / "my" / "flip.ipynb"
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(FLIPBOOK)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        page.goto(address.replace(START, path.name))
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+        _run_all(page)
+        live, slider = page.locator("img.widget-image"), page.locator(".widget-slider")
+        note = page.locator(".course-flipbook-note")
+        live.wait_for(timeout=60_000)
+        shown = live.bounding_box()
+        assert (shown["width"], shown["height"]) == (400, 300), "at its natural size, and not as wide as the cell"
+        assert slider.bounding_box()["y"] < shown["y"] and live.evaluate("image => image.naturalWidth") == 800
+        assert note.count() == 1 and not note.is_visible() and not page.locator(".jp-RenderedImage img").is_visible()
+        _wait_until_run(page, path)
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        page.get_by_text("Shut Down Kernel", exact=True).click()
+        page.wait_for_timeout(1000)
+        page.reload()
+        note.wait_for(timeout=60_000)
+        still = page.locator(".jp-RenderedImage img")
+        still.wait_for(timeout=60_000)
+        page.get_by_text("Error displaying widget").wait_for(timeout=60_000, state="attached")
+        assert not page.get_by_text("Error displaying widget").is_visible()
+        assert still.count() == 1 and still.bounding_box()["width"] == 400
+        browser.close()
 
 
 def _is_local(url: str) -> bool:

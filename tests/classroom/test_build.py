@@ -8,6 +8,7 @@ import sys
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from nbformat import v4
 from PIL import Image
 
 from course_lib.classroom import build, notebooks
@@ -126,12 +127,16 @@ def test_outputs_in_a_learners_notebook_are_work(course):
 
 def test_warnings_are_told_and_progress_bars_dropped(course):
     rewrite(course, "my_shift(torch.zeros(2), 1)",
-            "import warnings\n\nfrom tqdm import tqdm\n\nfor _ in tqdm(range(3)):\n    torch.zeros(2)\n"
+            "import warnings\n\nfrom tqdm import tqdm\n\nfrom course_lib.widgets import progress\n\n"
+            "for _ in tqdm(range(3)):\n    torch.zeros(2)\n"
+            "\n# %%\nfor _ in progress(range(3)):\n    torch.zeros(2)\n"
+            "\n# %%\nfor _ in progress(range(3)):\n    torch.zeros(2)\nprint('done')\n"
             "\n# %%\nwarnings.warn('beware')")
     said = []
     build.build(course, say=said.append)
     assert any("beware" in line for line in said) and not any("it/s]" in line for line in said)
-    assert solution_of(course).cells[-2].outputs == []
+    *_, bar, gone, printed, _ = solution_of(course).cells
+    assert bar.outputs == gone.outputs == [] and [output.text for output in printed.outputs] == ["done\n"]
 
 
 @pytest.mark.parametrize("old, new, message", [
@@ -152,7 +157,7 @@ def test_warnings_are_told_and_progress_bars_dropped(course):
     ("minutes: 5, ", "", "the header needs `course: {minutes: ..., needs: ..., shows: ..., title: ...}`"),
     ("return x + by", "return x - by", "97.2 ✗ it must move to the right"),
     ("torch.arange(3)", "1 / 0", "ZeroDivisionError"),
-    ("torch.arange(3)", "print(('x' * 50 + chr(10)) * 9_000)", "the limit is 400,000"),
+    ("torch.arange(3)", "print(('x' * 50 + chr(10)) * 10_000)", "the limit is 450,000"),
 ])
 def test_what_is_wrong_with_a_source_is_named(course, old, new, message):
     before = (course / "notebooks" / SOLVED).read_bytes()
@@ -168,15 +173,64 @@ def test_an_unknown_chapter_is_named(course):
         build.build(course, [3])
 
 
-def test_a_stored_figure_is_light_and_looks_the_same():
+def dots():
     figure, ax = plt.subplots(figsize=(3, 2))
     ax.scatter(*torch.randn(2, 500, generator=torch.Generator().manual_seed(0)), s=4, alpha=0.5)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    return figure
+
+
+def rainbow():
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.imshow([[k / 400 for k in range(400)]], cmap="hsv", aspect="auto")
+    return figure
+
+
+@pytest.mark.parametrize(("draw", "colours"), [(dots, 24), (rainbow, 64)])
+def test_a_stored_figure_is_light_and_looks_the_same(draw, colours):
+    stored, figure = io.BytesIO(), draw()
+    figure.savefig(stored, format="png")
     plt.close(figure)
-    before = base64.b64encode(drawn.getvalue()).decode()
+    before = base64.b64encode(stored.getvalue()).decode()
     after = build._light(before)
-    pixels = [torch.tensor(list(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes()), dtype=torch.float32)
-              for png in (before, after)]
-    assert len(after) < len(before) / 2
-    assert (pixels[0] - pixels[1]).abs().mean() < 1                 # of 255 grey levels
+    pictures = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in (before, after)]
+    pixels = [torch.tensor(list(picture.tobytes()), dtype=torch.float32) for picture in pictures]
+    assert len(after) < len(before) / 2 and len(pictures[1].getcolors()) == colours
+    assert (pixels[0] - pixels[1]).abs().mean() < 2                 # of 255 grey levels
+
+
+def drawn(alt=None):
+    about = {"image/png": {"width": 9, **({"alt": alt} if alt else {})}}
+    return v4.new_output("display_data", {"image/png": "", "text/plain": ""}, metadata=about)
+
+
+def code(*outputs):
+    return v4.new_code_cell("", outputs=[v4.new_output("stream", text="words"), *outputs])
+
+
+@pytest.mark.parametrize(("cells", "alts"), [
+    ([code(drawn()), v4.new_markdown_cell("*A red\napple, of size $2x$.*\n\nMore.")], ["A red apple, of size 2x."]),
+    ([code(drawn()), code(), v4.new_markdown_cell("*An apple.*")], ["An apple."]),
+    ([code(drawn(), drawn()), v4.new_markdown_cell("*One.*\n\n*Two.*")], ["One.", "Two."]),
+    ([code(drawn(), drawn()), v4.new_markdown_cell("*Both.*")], ["Both.", "Both."]),
+    ([code(drawn("steps = 4")), v4.new_markdown_cell("*An apple.*")], ["steps = 4 An apple."]),
+    ([code(drawn("steps = 4")), v4.new_markdown_cell("No words.")], ["steps = 4"]),
+    ([code(drawn("steps = 4"))], ["steps = 4"]),
+], ids=["a paragraph", "after a code cell", "one each", "one for all", "its own too", "its own", "at the end"])
+def test_a_picture_is_described_by_the_words_in_italics_below_it(cells, alts):
+    notebook = v4.new_notebook(cells=cells)
+    assert build._describe(notebook) == []
+    about = [output.metadata["image/png"] for cell in cells for output in cell.get("outputs", []) if "metadata" in output]
+    assert [entry["alt"] for entry in about] == alts and all(entry["width"] == 9 for entry in about)
+
+
+@pytest.mark.parametrize("below", ["Plain words.", "**Bold words.**", "* a list", "Words.\n\n*Late.*", None])
+def test_a_picture_without_description_is_named(below):
+    cell = code(drawn())
+    notebook = v4.new_notebook(cells=[cell] + ([v4.new_markdown_cell(below)] if below else []))
+    assert build._describe(notebook) == [cell.id]
+
+
+def test_a_source_whose_picture_nobody_describes_is_not_built(course):
+    rewrite(course, "torch.arange(3)", "import matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()")
+    with pytest.raises(ValueError, match="the text below a picture must begin with its description in italics: 97-"):
+        build.build(course, say=lambda line: None)

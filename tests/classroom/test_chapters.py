@@ -27,6 +27,13 @@ def test_notebooks_are_small(source):
 
 
 @chapters
+def test_every_picture_of_the_solution_has_an_alternative_text(source):
+    pictures = [output.metadata.get(kind, {}) for cell in notebooks.read(solution_of(source)).cells
+                for output in cell.get("outputs", []) for kind in output.get("data", {}) if kind.startswith("image/")]
+    assert pictures and all(about.get("alt", "").strip() for about in pictures)
+
+
+@chapters
 def test_checks_of_the_solution_have_stored_outputs(source):
     """A notebook that was never executed would pass nbval."""
     checks = notebooks.by_role(notebooks.read(solution_of(source)), "check")
