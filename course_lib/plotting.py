@@ -19,7 +19,8 @@ CLASSES = ("#cc6677", "#332288", "#ddcc77", "#117733", "#88ccee", "#882255", "#4
            "#666666")              # ten kinds of dots (after P. Tol's "muted"): so many colours also need place or a letter
 STYLE = {"figure.dpi": 100, "savefig.dpi": "figure", "figure.constrained_layout.use": True, "axes.spines.top": False,
          "axes.spines.right": False, "font.size": 10, "axes.titlesize": 10, "figure.titlesize": 10, "axes.labelsize": 10,
-         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "lines.markersize": 5}
+         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "lines.markersize": 5,
+         "axes.prop_cycle": plt.cycler(color=(ESTIMATE, SECOND, THIRD, FOURTH, INK))}
 DENSITY = 2                        # dots of a picture for each pixel of the screen
 
 
@@ -133,7 +134,7 @@ def image_grid(images: Tensor, columns: int = 8, ax: Axes | None = None, title: 
 
 def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -> Figure:
     """One labelled row of images per entry: the same starts under different samplers, say."""
-    side = min(1.1, max(0.66, 6 / len(rows[0])))                                  # inches an image
+    side = min(1.1, max(0.66, 6 / len(rows[0])), max(0.66, 6 / len(rows)))        # inches an image
     fig, axes = plt.subplots(len(rows), 1, figsize=(side * len(rows[0]) + 1.2, (side + 0.02) * len(rows) + 0.3), squeeze=False)
     for ax, images, label in zip(axes[:, 0], rows, labels, strict=True):
         image_grid(images, len(images), ax)
@@ -144,10 +145,10 @@ def image_rows(rows: Sequence[Tensor], labels: Sequence[str], title: str = "") -
 
 def quality_against_cost(rows: Sequence, ax: Axes | None = None) -> Axes:
     """Ledger rows of one metric: value above the floor against evaluations, both logarithmic, one line a method."""
-    ax = ax or plt.subplots(figsize=(4.6, 3.2))[1]
-    for i, method in enumerate(sorted({r.method for r in rows})):
+    ax = ax or plt.subplots(figsize=(6.4, 3.6))[1]
+    for method, look in looks(sorted({r.method for r in rows})).items():
         mine = sorted((r.nfe, max(r.value - r.floor, 1e-3)) for r in rows if r.method == method)
-        ax.plot(*zip(*mine), marker="osD^v"[i % 5], ms=4, lw=1.2, label=method)
+        ax.plot(*zip(*mine), **look, label=method)
     metric = rows[0].metric if rows else "value"
     ax.set(xscale="log", yscale="log", xlabel="network evaluations per sample", ylabel=f"{metric} above the floor")
     if rows:

@@ -317,7 +317,7 @@ row = ledger.Row(method="my_step", dataset="ring", nfe=result.nfe, depth=result.
                  value=sliced_wasserstein(result.x, truth), floor=floor, samples=2000, seeds=1, weights="exact")
 shipped = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv")
            if r.dataset == "fashion_mnist" and r.method in ("ddim", "ancestral")]               # later chapters show the others
-ledger.table([row, *shipped], "method data NFE depth seconds metric value floor status").show()
+ledger.table([row, *shipped], "method data NFE depth seconds batch metric value floor status").show()
 
 # %% [markdown]
 # <details><summary>With 8 in place of 30</summary>

@@ -421,7 +421,7 @@ def by_denoising(s, x0, generator):
 
 examples = islands.sample(20_000, seeded(7)).float()
 fit = partial(train, data=[examples], steps=2000 if FULL else 600, batch=1024, lr=0.02, warmup=20, weight_decay=0.0,
-              ema=0.99, clip=1e3, device="cpu", progress=False)                               # a few seconds each
+              ema=0.99, clip=1e3, device="cpu")                               # a few seconds each
 runs, cost = {}, {}
 for name, loss in {"implicit": by_implicit, "sliced": by_sliced, "denoising": by_denoising}.items():
     began = time.process_time()

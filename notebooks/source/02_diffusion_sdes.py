@@ -1127,7 +1127,7 @@ kinds = {"euler_maruyama", "ancestral", "predictor_corrector"}
 path = data.ROOT / "data" / "ledger.csv"
 committed = ledger.read(path) if path.exists() else []
 committed = [r for r in committed if r.method in kinds and r.metric in ("sliced_w2_folded", "frechet")]
-ledger.table(rows + committed, "method data NFE seconds metric value floor n").show()
+ledger.table(rows + committed, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # A value below its floor is luck, and a sign that this instrument sees no error there: so it is with the first row. The

@@ -92,8 +92,7 @@ def loss(model, x0, generator):
 
 torch.manual_seed(0)
 spots = ring().sample(20_000, seeded(0)).float()
-network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device,
-                progress=False).model
+network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device).model
 
 # %%
 def seconds_of(run, repeats=3):
@@ -1205,7 +1204,7 @@ rows.append(live(step.__name__, "fashion_mnist", steps, steps, 3, teacher_queue,
 for tolerance, (spent, sweep, difference) in pictures.items():
     rows.append(live(f"Picard, {tolerance}", "fashion_mnist", sweep.evaluations, sweep.rounds, 3, spent, "pixel_error",
                      difference.abs().mean().item(), "fashion_teacher"))
-ledger.table([*rows, *shipped], "method data NFE depth seconds batch metric value floor").show()
+ledger.table([*rows, *shipped], "method data NFE depth seconds batch metric value floor status").show()
 
 # %% [markdown]
 # NFE are the evaluations of one sample, depth the rounds. The live rows measure the distance from the sequential

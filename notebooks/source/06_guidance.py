@@ -49,6 +49,7 @@ from course_lib.score_matching import denoising_loss
 from course_lib.sde_samplers import ancestral
 from course_lib.targets import GaussianMixture
 from course_lib.training import train
+from course_lib.widgets import flipbook, progress
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -94,9 +95,9 @@ for k in HARD:
     print(f"asked for a {SHORT[k]:9} {(taken[labels == k] == k).float().mean():.0%} are taken for one")
 
 # %%
-for ax, picture, k in zip(plotting.panels(14, size=0.95, columns=7), asked, taken):
+for ax, picture, k in zip(plotting.panels(14, size=1.15, columns=7), asked, taken):
     plotting.image_grid(picture[None], 1, ax)
-    ax.set_title(SHORT[k], fontsize=8, color="black" if k == 6 else plotting.ESTIMATE)
+    ax.set_title(SHORT[k], color=plotting.INK if k == 6 else plotting.ESTIMATE)
 plt.show()
 
 # %% [markdown]
@@ -183,7 +184,7 @@ owner = torch.randint(0, 3, (20_000,), generator=seeded(1))
 points = classes.sample(20_000, seeded(2), owner).float()
 torch.manual_seed(0)
 learnt = train(loss, Preconditioned(MLP(width=64, classes=3), schedule, EDM(0.9)), [points, owner],  # data 0.9 wide
-               steps=3000 if full else 700, batch=256, lr=3e-3, ema=0.99, device="cpu", progress=False).model
+               steps=3000 if full else 700, batch=256, lr=3e-3, ema=0.99, device="cpu").model
 
 # %%
 t = schedule.t_min + torch.rand(2000, generator=seeded(3)) * (schedule.t_max - schedule.t_min)
@@ -290,9 +291,9 @@ for w, result in by_weight.items():
           f"width {result.x.std(0).mean():.3f}")
 
 # %%
-for ax, (w, result) in zip(plotting.panels(4, size=1.9), by_weight.items()):
+for ax, (w, result) in zip(plotting.panels(4, size=2.3), by_weight.items()):
     plotting.shaded(classes.log_prob, 3.0, ax)
-    plotting.scatter(result.x[:600], ax, 3.0, f"w = {w}", size=2.5)
+    plotting.scatter(result.x[:600], ax, 3.0, f"w = {w}", size=4)
 plt.show()
 
 # %% [markdown]
@@ -512,14 +513,14 @@ def bell(u, mean, std):
 
 
 grid_w, axis = torch.linspace(0, 4, 50), torch.linspace(-1.5, 3, 400)
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3))
 left.fill_between(axis, bell(axis, *folk[1]), color=plotting.TRUTH, alpha=0.6, lw=0, label="tilted, w = 1")
-left.plot(axis, bell(axis, m_c, s_c), color="black", lw=1, label="the class")
+left.plot(axis, bell(axis, m_c, s_c), color=plotting.INK, lw=1, label="the class")
 left.hist(samples[1][:, 0].numpy(), bins=30, density=True, color=plotting.ESTIMATE, alpha=0.7, label="guided, w = 1")
 left.set(xlabel="x", yticks=[])
 right.plot(grid_w, my_tilted(m_c, s_c, 0.0, s_u, grid_w)[1], color=plotting.TRUTH, lw=3, label="tilted")
-right.plot(grid_w, s_c * (s_c / s_u) ** grid_w, color=plotting.ESTIMATE, lw=1, label="the law (6.7)")
-right.plot(list(samples), [x1.std() for x1 in samples.values()], "o", ms=4, color=plotting.ESTIMATE, label="guided")
+right.plot(grid_w, s_c * (s_c / s_u) ** grid_w, color=plotting.ESTIMATE, label="the law (6.7)")
+right.plot(list(samples), [x1.std() for x1 in samples.values()], "o", color=plotting.ESTIMATE, label="guided")
 right.set(yscale="log", xlabel="w", ylabel="width")
 for ax in (left, right):
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -597,7 +598,7 @@ def spread(pictures, owners):                                   # mean over the 
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 begin = time.perf_counter()
-pictures = {w: asked if w == 0 else draw(Insist(teacher, w), x_T, labels) for w in WEIGHTS}
+pictures = {w: asked if w == 0 else draw(Insist(teacher, w), x_T, labels) for w in progress(WEIGHTS)}
 seconds = (time.perf_counter() - begin) / (len(WEIGHTS) - 1)
 of_real = spread(torch.cat(list(real.values())), HARD.repeat_interleave(200))
 table = {w: ((seen(x) == labels).float().mean().item(), spread(x, labels) / of_real, (x.abs() > 1.1).float().mean().item())
@@ -612,12 +613,11 @@ plotting.image_rows([pictures[w][:each:2][:7] for w in WEIGHTS], [f"w = {w:g}" f
 plt.show()
 
 # %%
-figure, ax = plt.subplots(figsize=(4.8, 2.3))
-measures = (("agreement", plotting.SECOND, agreement_of_real.mean()), ("spread", plotting.ESTIMATE, 1.0),
-            ("outside", "black", 0.0))
-for i, (name, color, real_value) in enumerate(measures):
-    ax.axhline(real_value, color=color, lw=0.8, ls=":")
-    ax.plot(WEIGHTS, [table[w][i] for w in WEIGHTS], "o-", ms=4, color=color, label=name)
+figure, ax = plt.subplots(figsize=(7, 3))
+looks = plotting.looks(["agreement", "spread", "outside"])
+for i, ((name, look), real_value) in enumerate(zip(looks.items(), (agreement_of_real.mean(), 1.0, 0.0))):
+    ax.axhline(real_value, color=look["color"], lw=0.8, ls=":")
+    ax.plot(WEIGHTS, [table[w][i] for w in WEIGHTS], **look, label=name)
 ax.set(xlabel="w", ylim=(-0.05, 1.15))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -626,8 +626,9 @@ plt.show()
 reveal("6.3")
 
 # %% [markdown]
-# *First figure: five rows of shirts from the same noises, for rising weight; they become more alike, with harder contrast.
-# Second: agreement and spread against the weight, with dotted lines for real pictures; agreement climbs above its line,
+# *First figure: five rows of shirts from the same noises, for rising weight; they become more alike, with harder contrast.*
+#
+# *Second figure: agreement and spread against the weight, with dotted lines for real pictures; agreement climbs above its line,
 # spread falls below its own, and the share of pixels outside the range rises.*
 #
 # The direction is that of (6.7); the amount is not, as a class of pictures is no Gaussian. Agreement *above* that of real
@@ -648,9 +649,8 @@ def page(w, steps):
 
 
 # %%
-from course_lib.widgets import flipbook
-
-flipbook(page, w=[2, -1, -0.5, 0, 0.5, 1, 1.5, 3, 4, 6, 8, 12], steps=[8, 3, 4, 5, 6, 10, 15, 20, 30])
+flipbook(page, w=[2, -1, -0.5, 0, 0.5, 1, 1.5, 3, 4, 6, 8, 12], steps=[8, 3, 4, 5, 6, 10, 15, 20, 30],
+         alt="Six shirts at weight 2 in eight steps.")
 
 # %% [markdown]
 # ### Two evaluations become one: a promise
@@ -759,9 +759,9 @@ floor = sliced_wasserstein(true_class, second_set)
 print(f"true samples: doubt {1 - p_of(true_class).mean():.3f}; the floor, between two sets of {N}: {floor:.3f}")
 
 # %%
-figure, ax = plt.subplots(figsize=(4.6, 2.5))
-for (name, curve), color in zip(curves.items(), (plotting.ESTIMATE, plotting.SECOND, plotting.THIRD)):
-    ax.plot(*zip(*curve), "o-", ms=4, color=color, label=name)
+figure, ax = plt.subplots(figsize=(7.4, 3.2))
+for name, look in plotting.looks(list(curves)).items():
+    ax.plot(*zip(*curves[name]), **look, label=name)
 ax.axhline(floor, color=plotting.TRUTH, lw=3, zorder=0)
 ax.set(xscale="log", ylim=(0, None), xlabel="doubt: mean 1 - p(c|x) of the samples", ylabel="distance from the class")
 ax.set_xticks(ticks := [0.1, 0.05, 0.02, 0.01, 0.005, 0.002], map(str, ticks))
@@ -794,10 +794,10 @@ rows = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv") if r.dataset =
         and DEPTHS.get(r.method) == r.depth]
 largest = {(r.method, r.guidance, r.metric): r for r in sorted(rows, key=lambda r: r.samples)}
 shipped = [largest[key] for key in sorted(largest)]
-print(ledger.table([live("guided_teacher", 16, seconds, pictures[2.0], "fashion_teacher"),
-                    live("guided_student", 8, student_seconds, by_student, "fashion_guided_student"),
-                    *(replace(r, method=f"{r.method}, w = {r.guidance:g}") for r in shipped
-                      if r.metric == "class_agreement")]))
+lines = [live("guided_teacher", 16, seconds, pictures[2.0], "fashion_teacher"),
+         live("guided_student", 8, student_seconds, by_student, "fashion_guided_student"),
+         *(replace(r, method=f"{r.method}, w = {r.guidance:g}") for r in shipped if r.metric == "class_agreement")]
+ledger.table(lines, "method NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are of the four hard classes only, and their floor is the agreement on real pictures of these; the others are
@@ -808,18 +808,16 @@ print(ledger.table([live("guided_teacher", 16, seconds, pictures[2.0], "fashion_
 # through rising weights:
 
 # %%
-figure, ax = plt.subplots(figsize=(6.2, 2.8))
-LOOKS = {"guided_student": (plotting.ESTIMATE, "D"), "guided_teacher": (plotting.SECOND, "o"),
-         "dpm_solver_pp_2": ("black", "s")}
-for method, (color, marker) in LOOKS.items():
+figure, ax = plt.subplots(figsize=(9.2, 3.6))
+for method, look in plotting.looks(["guided_student", "guided_teacher", "dpm_solver_pp_2"]).items():
     path = {w: (r.value, largest[method, w, "frechet"].value - largest[method, w, "frechet"].floor)
             for (name, w, metric), r in sorted(largest.items())
             if name == method and metric == "class_agreement" and (method, w, "frechet") in largest}
     if path:
         cost = largest[method, min(path), "frechet"].nfe
-        ax.plot(*zip(*path.values()), marker=marker, ms=4, color=color, label=f"{method}, {cost} evaluations")
+        ax.plot(*zip(*path.values()), **look, label=f"{method}, {cost} evaluations")
     for w, at in path.items() if method != "guided_student" else ():           # its marks lie beside the teacher's
-        ax.annotate(f"{w:g}", at, xytext=(6, -8), textcoords="offset points", fontsize=8)
+        ax.annotate(f"{w:g}", at, xytext=(6, -8), textcoords="offset points", fontsize=9)
 ax.axvline(shipped[0].floor, color=plotting.TRUTH, lw=2, zorder=0)
 ax.set(xlabel="class agreement", ylabel="Fréchet distance\nabove the floor")
 ax.margins(0.12)

@@ -50,6 +50,7 @@ from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, angle
 from course_lib.score_matching import denoising_loss
 from course_lib.targets import GaussianMixture, ring
 from course_lib.training import train
+from course_lib.widgets import flipbook
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -86,10 +87,10 @@ def apart(x, y):                                                # mean distance 
     return (x - y).norm(dim=1).mean().item()
 
 
-for ax, n in zip(plotting.panels(5, size=1.55), (64, 8, 4, 2, 1)):
+for ax, n in zip(plotting.panels(5, size=1.84), (64, 8, 4, 2, 1)):
     x = final(exact, x_T, grid(n), ddim).x
     plotting.shaded(target.log_prob, 2.3, ax)
-    plotting.scatter(x[:300], ax, 2.3, f"{n} step{'s' * (n > 1)}\nerror {apart(x, truth):.2f}", size=1.5)
+    plotting.scatter(x[:300], ax, 2.3, f"{n} step{'s' * (n > 1)}\nerror {apart(x, truth):.2f}", size=3)
 plt.show()
 
 # %% [markdown]
@@ -202,17 +203,17 @@ def bar(x, u):                                                  # a state x at t
     return (schedule.sigma(u) / schedule.alpha(u)).item(), (x / schedule.alpha(u)).item()
 
 
-figure, ax = plt.subplots(figsize=(5.8, 2.7))
+figure, ax = plt.subplots(figsize=(8.4, 3.4))
 for start in (0.35, -0.15, -0.9):
     x = torch.full((1, 1), start, dtype=torch.float64)
     x_m = ddim(points, x, t, m)
     z = ddim(points, x_m, m, s)
     guess = my_x0_between(schedule, x, t, z, s)
     ax.plot(*zip(*map(bar, [x, *sample(points, x, fine, ddim)], fine)), color=plotting.TRUTH, lw=3)
-    ax.plot(*zip(bar(x, t), bar(x_m, m), bar(z, s)), "o-", ms=4, color=plotting.ESTIMATE)
+    ax.plot(*zip(bar(x, t), bar(x_m, m), bar(z, s)), "o-", color=plotting.ESTIMATE)
     ax.plot(*zip(bar(x, t), (0, guess.item())), "--", lw=1, color=plotting.SECOND)
-    ax.plot(0, points(x, t), "o", ms=5, mfc="none", color=plotting.ESTIMATE)
-    ax.plot(0, guess, "D", ms=5, color=plotting.SECOND)
+    ax.plot(0, points(x, t), "o", ms=7, mfc="none", color=plotting.ESTIMATE)
+    ax.plot(0, guess, "D", ms=6, color=plotting.SECOND)
 names = "exact path", "teacher, two steps", "student, one step", "teacher's first guess", "student's guess, eq. (7.2)"
 ax.legend(ax.lines[:5], names, loc="center left", bbox_to_anchor=(1, 0.5))
 ax.set(xlabel=r"$\sigma/\alpha$", ylabel=r"$x/\alpha$", xlim=(2.6, -0.1))
@@ -348,9 +349,9 @@ while len(ts) > 2:
     D, ts = Perfect(D, ts), ts[::2]
     ladder[len(ts) - 1] = D
 models = {"the denoiser": exact} | {f"student, {n} step{'s' * (n > 1)}": ladder[n] for n in (8, 2, 1)}
-for ax, (name, D) in zip(plotting.panels(4, size=1.8), models.items()):
+for ax, (name, D) in zip(plotting.panels(4, size=2.3), models.items()):
     plotting.shaded(target.log_prob, 2.3, ax)
-    plotting.scatter(D(x_T[:300], torch.tensor(schedule.t_max)), ax, 2.3, name, size=1.5)
+    plotting.scatter(D(x_T[:300], torch.tensor(schedule.t_max)), ax, 2.3, name, size=4)
 plt.show()
 
 # %%
@@ -481,7 +482,7 @@ def all_times(model, x0, generator):
 
 
 spots = target.sample(20_000, seeded(6)).float()
-settings = {"batch": 256, "ema": 0.98, "warmup": 20, "progress": False, "device": "cpu"}
+settings = {"batch": 256, "ema": 0.98, "warmup": 20, "device": "cpu"}
 torch.manual_seed(0)
 untrained = Preconditioned(MLP(width=96), schedule, V())
 taught = train(all_times, untrained, [spots], steps=3000 if full else 500, lr=4e-3, **settings)
@@ -559,14 +560,15 @@ reveal("7.2")
 
 # %%
 counts = [n for n in ends if n < 64]
-figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.5), sharey=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.2), sharey=True)
 for ax, reference in ((left, end), (right, truth)):
-    ax.plot(counts, [apart(plain[n], reference) for n in counts], "s-", ms=4, color=plotting.SECOND, label="DDIM, teacher")
-    ax.plot(counts, [apart(ends[n], reference) for n in counts], "o-", ms=4, color=plotting.ESTIMATE, label="DDIM, students")
+    ax.plot(counts, [apart(plain[n], reference) for n in counts], "s--", color=plotting.SECOND, label="DDIM, teacher")
+    ax.plot(counts, [apart(ends[n], reference) for n in counts], "o-", color=plotting.ESTIMATE, label="DDIM, students")
     ax.set(xscale="log", yscale="log", xlabel="steps = evaluations")
     ax.set_xticks(counts, map(str, counts))
     ax.set_xticks([], minor=True)
-right.plot(counts, [apart(final(exact, x_T, grid(n), ddim).x, truth) for n in counts], "k:", lw=1, label="DDIM, exact denoiser")
+by_exact = [apart(final(exact, x_T, grid(n), ddim).x, truth) for n in counts]
+right.plot(counts, by_exact, ":", color=plotting.INK, label="DDIM, exact denoiser")
 right.axhline(apart(end, truth), color=plotting.TRUTH, lw=3, zorder=0, label="the teacher's 64 steps")
 left.set(ylabel="mean distance", title="to the teacher's end")
 right.set_title("to the exact end")
@@ -587,15 +589,15 @@ plt.show()
 
 # %%
 def page(model, steps, ax=None):
-    figure, ax = plt.subplots(figsize=(3.2, 3.5)) if ax is None else (ax.figure, ax)
+    figure, ax = plt.subplots(figsize=(4.2, 4.6)) if ax is None else (ax.figure, ax)
     x = final(teacher if model == "teacher" else students[int(model.split()[1])], x_T, grid(steps), ddim).x
     plotting.shaded(target.log_prob, 2.3, ax)
     title = f"{model}, {steps} step{'s' * (steps > 1)}\n{apart(x, end):.3f} from the end"
-    plotting.scatter(x[:300], ax, 2.3, title, size=1.5)
+    plotting.scatter(x[:300], ax, 2.3, title, size=4)
     return figure
 
 
-axes = plotting.panels(8, size=1.75, columns=4)
+axes = plotting.panels(8, size=2.2, columns=4)
 for i, n in enumerate((8, 4, 2, 1)):
     page("teacher", n, axes[i])
     page(f"student {n}", n, axes[4 + i])
@@ -629,10 +631,9 @@ for n in (1, 2, 4, 8, 16, 64):
 reveal("7.3")
 
 # %%
-from course_lib.widgets import flipbook
-
 flipbook(page, model=["student 4", "student 1", "student 2", "student 8", "student 16", "teacher"],
-         steps=[4, 1, 2, 3, 6, 8, 16, 64])
+         steps=[4, 1, 2, 3, 6, 8, 16, 64],
+         alt="The student with four steps, asked for four: the samples sit on the eight spots of the ring.")
 
 # %% [markdown]
 # A student has *one* number of steps. With more of them it gets worse, with fewer as well: each of its answers is for a
@@ -733,11 +734,11 @@ for w, (two, one) in ends_of.items():
 assert apart(ends_of[1.0][0].x, ends_of[1.0][1].x) < 0.1 * apart(ends_of[1.0][0].x, ends_of[0.0][0].x)    # eq. (7.7)
 
 # %%
-axes = plotting.panels(4, size=1.8)
+axes = plotting.panels(4, size=2.3)
 for ax, (w, i) in zip(axes, ((0.0, 0), (0.0, 1), (2.0, 0), (2.0, 1))):
     plotting.shaded(clover.log_prob, 2.5, ax)
     for k, color in enumerate((plotting.ESTIMATE, plotting.SECOND, plotting.THIRD)):
-        plotting.scatter(ends_of[w][i].x[cond == k], ax, 2.5, color=color, size=2)
+        plotting.scatter(ends_of[w][i].x[cond == k][:100], ax, 2.5, color=color, size=5)
     ax.set_title(f"w = {w:g}\n{('guided: 2 a step', 'told: 1 a step')[i]}")
 plt.show()
 
@@ -831,7 +832,7 @@ shipped = {(r.method, r.nfe): replace(r, method=METHODS[r.method])              
            if r.dataset == "fashion_mnist" and r.metric == "frechet" and r.samples == 1000 and r.method in METHODS
            and r.guidance == (0.0 if r.method == "dpm_solver_pp_sde" else 0.25)}
 shown = sorted(shipped.values(), key=lambda r: (r.nfe, r.value))
-ax = plotting.quality_against_cost(shown, plt.subplots(figsize=(6.4, 2.7))[1])
+ax = plotting.quality_against_cost(shown, plt.subplots(figsize=(9.2, 3.6))[1])
 low, high = ax.get_ylim()
 ax.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
 ticks = (0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100)
@@ -993,7 +994,7 @@ def live(method, n, D, reference):
 
 
 rows = [live("DDIM", n, teacher, truth) for n in (64, 4, 1)] + [live("progressive", n, students[n], truth) for n in (4, 1)]
-print(ledger.table(rows))
+ledger.table(rows, "method data NFE depth seconds batch metric value").show()
 
 # %% [markdown]
 # Distances to the exact ends. The shipped rows, on pictures, stand in section 6.

@@ -282,7 +282,7 @@ def learn(loss, ts, decay=0.9):
     torch.manual_seed(0)
     f = Student(MLP(width=96, fastest=8.0), schedule, V())
     trained = train(on_batch, Trainee(f, decay), [spots], steps=2000 if full else 600, batch=256, lr=6e-3, ema=0.99,
-                    device=device, progress=False)
+                    device=device)
     return trained.model.f.cpu(), trained.seconds
 
 
@@ -686,7 +686,7 @@ for name, f in (("distilled", distilled), ("without a teacher", untaught)):
 # %%
 for ax, n in zip(plotting.panels(3, size=2.6), (1, 4, 16)):
     plotting.shaded(ring().log_prob, 2.4, ax, f"{n} step{'s' * (n > 1)}")
-    plotting.scatter(several[n][:1000], ax, extent=2.4, size=4)
+    plotting.scatter(several[n][:600], ax, extent=2.4, size=4)
 plt.show()
 
 # %% [markdown]
@@ -808,7 +808,7 @@ assert (u(z_t, t, r) - v + per_row(t - r, z_t) * my_rate(lambda z, t: u(z, t, r)
 torch.manual_seed(0)
 flow_map = FlowMap(MLP(width=64, numbers=1, fastest=8.0), flow, FlowVelocity())
 trained = train(mean_flow_loss(moving=0.5, power=0.5), flow_map, [spots], steps=2000 if full else 500, batch=512, lr=5e-3,
-                ema=0.99, device=device, progress=False)
+                ema=0.99, device=device)
 flow_map, map_seconds = trained.model.cpu(), trained.seconds
 print(f"trained in {map_seconds:.0f} s")
 
@@ -832,7 +832,7 @@ for n, x in arrived.items():
 for ax, (x, title) in zip(plotting.panels(4, size=2.3), (
         (blind, "velocity, 1 step"), *((arrived[n], f"flow map, {n} step{'s' * (n > 1)}") for n in (1, 2, 4)))):
     plotting.shaded(ring().log_prob, 2.4, ax, title)
-    plotting.scatter(x, ax, extent=2.4, size=4)
+    plotting.scatter(x[:600], ax, extent=2.4, size=4)
 plt.show()
 
 # %% [markdown]
@@ -1075,7 +1075,7 @@ rows.append(live("mean flow", "ring", 1, N, time.perf_counter() - begin, "sliced
                  sliced_wasserstein(fold(x.double()), real), floor, "live", map_seconds))
 few = [r for r in shipped if r.method in ("consistency", "progressive", "guided_student_ddim") and r.nfe <= 4]
 rows += sorted(few, key=lambda r: (r.nfe, r.value))
-ledger.table(rows, "method data NFE seconds metric value floor n").show()
+ledger.table(rows, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are one seed each, on this machine; the shipped rows are on pictures, so the two kinds of numbers are not

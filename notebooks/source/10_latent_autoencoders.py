@@ -346,7 +346,7 @@ class Dense(Autoencoder):
 def fit(latent, beta):
     torch.manual_seed(0)
     return train(kl_loss(beta), Dense(latent), [images], steps=1500 if full else 220, batch=80, lr=4e-3, warmup=20,
-                 ema=0.98, clip=1e9, device=device, progress=False).model.cpu()
+                 ema=0.98, clip=1e9, device=device).model.cpu()
 
 
 def learn_prior(z):
@@ -354,7 +354,7 @@ def learn_prior(z):
     torch.manual_seed(0)
     D = Preconditioned(MLP(z.shape[1], width=64, fastest=8.0), schedule, V())
     return train(diffusion_loss, D, [z], steps=2000 if full else 260, batch=192, lr=6e-3, warmup=30, ema=0.98,
-                 device=device, progress=False).model.cpu()
+                 device=device).model.cpu()
 
 
 def draw(D, n, latent):                                         # -> (n, latent)
@@ -377,7 +377,7 @@ frame = 1.02 * raw[:2000].abs().max().item()
 colours = [plotting.CLASSES[k] for k in labels[:2000].tolist()]
 plotting.scatter(raw[:2000], left, frame, "latents, by class: 0 to 9", color=colours, size=4)
 for k in range(10):
-    left.text(*raw[labels == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
+    left.text(*raw[labels[:len(raw)] == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
 plotting.scatter(torch.randn(2000, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=4)
 plotting.scatter(learnt * flat.scale + flat.shift, right, frame, "a diffusion prior", size=4)
 for ax in (middle, right):
@@ -672,7 +672,7 @@ for name, make, loss in (("KL", KLAutoencoder, kl_loss(0.1)), ("VQ, 256 codes", 
     torch.manual_seed(0)
     model = make(**form) if name == "KL" else make(codes=256, **form)
     pair[name] = train(loss, model, [images], steps=2000 if full else 120, batch=48, lr=1e-2, warmup=20, ema=0.97,
-                       clip=100.0, device=device, progress=False).model.cpu()
+                       clip=100.0, device=device).model.cpu()
 
 
 # %%
@@ -798,7 +798,7 @@ for name, between in (("frozen: stop-gradient", lambda z: z.detach()), ("end to 
                       ("end to end, normalised", lambda z: (z - z.mean(0)) / z.std(0))):
     torch.manual_seed(0)
     model = train(joint_loss, Joint(between), [points], steps=1500 if full else 350, batch=160, lr=1e-2, weight_decay=0.0,
-                  ema=0.99, clip=1e9, device=device, progress=False).model.cpu()
+                  ema=0.99, clip=1e9, device=device).model.cpu()
     with torch.no_grad():
         z = model.encode(points)
         shown = between(z)
@@ -1017,7 +1017,7 @@ rows = [ledger.Row(f"{name}, beta {beta:g} (live)", "fashion_mnist", nfe, nfe, N
                    "frechet", s["distances"][i], floor, N, 1, weights="live")
         for beta, s in ((0.01, weak), (10.0, middling)) for i, nfe, name in ((1, 0, "VAE prior"), (2, 20, "diffusion prior"))]
 rows += [r for r in shipped if r.dataset == "fashion_mnist" and r.metric == "frechet" and r.method == "dpm_solver_pp_2"]
-ledger.table(rows, "method data NFE seconds metric value floor n").show()
+ledger.table(rows, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # The live rows are of tiny networks with eight latents, trained for seconds, one seed each, and their distances are of few

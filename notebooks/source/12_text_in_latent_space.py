@@ -58,7 +58,7 @@ from course_lib.sampling import final, last, prior, sample
 from course_lib.schedules import CosineVP, log_snr_uniform
 from course_lib.sde_samplers import ancestral
 from course_lib.targets import GaussianMixture
-from course_lib.widgets import flipbook
+from course_lib.widgets import flipbook, progress, watched
 
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
@@ -452,7 +452,7 @@ predict("12.2", "b")
 levels_of_noise = torch.linspace(0, 2, 9)
 curves = {"latents: words": [], "latents: whole sentences": [], "raw word vectors": []}
 rows = numbers[:300]
-for noise in levels_of_noise:
+for noise in progress(levels_of_noise):
     noisy = latents[:300] + noise * torch.randn(300, 32, 4, 4, generator=seeded(11)).to(device)
     right, whole = text.accuracy(autoencoder.words(noisy).cpu(), rows)
     exact = vocabulary[rows[rows >= 0][:600]]
@@ -587,7 +587,7 @@ reveal("12.3")
 # %%
 rows = text.tokens(listed)
 kept, back, found = [32, 28, 26, 24, 22, 20, 16], [], []
-for k in kept:
+for k in progress(kept):
     cut = (torch.arange(32, device=device) < k).view(1, 32, 1, 1)
     back.append(text.accuracy(autoencoder.words(points[:400] * cut).cpu(), rows[:400])[1])
     found.append(text.share_found(write(samples * cut), listed))
@@ -597,7 +597,7 @@ ax.plot([0, 1], [0, 1], color=plotting.TRUTH, lw=3)
 ax.plot(back, found, "o", ms=6, color=plotting.ESTIMATE)
 for k, x, y in zip(kept, back, found):
     if k in (32, 24, 16):
-        ax.annotate(f"{k} channels", (x, y), (9, 0) if x < 0.5 else (-9, 0), textcoords="offset points", fontsize=9,
+        ax.annotate(f"{k} channels", (x, y), (12, -4) if x < 0.5 else (-14, 0), textcoords="offset points", fontsize=9,
                     ha="left" if x < 0.5 else "right", va="center")
 ax.set(xlabel="sentences that come back", ylabel="samples that are in the list", xlim=(-0.03, 1.05), ylim=(-0.03, 1.08))
 plt.show()
@@ -668,7 +668,7 @@ with torch.no_grad():
 N = 500 if full else 200
 begin = time.perf_counter()
 x_T = prior(teacher, (N, 32, 4, 4), seeded(18)).to(device)
-result = last(dpm_solver_pp, teacher, x_T, log_snr_uniform(20, schedule))
+result = last(watched(dpm_solver_pp), teacher, x_T, log_snr_uniform(20, schedule))
 sampled = write(result.x)
 seconds = time.perf_counter() - begin
 bags = [Counter(s.split()) for s in train]
@@ -966,7 +966,7 @@ floor = my_perplexity(real, judge.probability)
 row = ledger.Row("dpm_solver_pp (live)", "sentences", result.nfe, result.depth, N, seconds, "this machine", "bigram perplexity",
                  my_perplexity(sampled, judge.probability), floor, N, 1, weights="sentence_latent_teacher")
 committed = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv") if r.dataset == "sentences"]
-ledger.table([row, *committed], "method data NFE seconds device metric value floor n").show()
+ledger.table([row, *committed], "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # One seed, and a metric that must not be read alone; its "floor" is the perplexity of real sentences. To be below it would be
