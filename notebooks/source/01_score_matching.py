@@ -140,7 +140,7 @@ home = partial(my_gaussian_score, m=torch.tensor([0.5, 0.0]))
 points = plotting.mesh(2.5, 9, torch.float32)
 assert torch.allclose(home(points, tau=torch.full((81,), 0.8)), exact_score(bell, points), atol=1e-5)      # eq. (1.2)
 
-ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=3.2)[0])
+ax = plotting.shaded(bell.log_prob, ax=plotting.panels(1, size=3.2)[0])
 plotting.field(lambda x: home(x, tau=torch.full((len(x),), 0.8)), ax=ax, title="your score of one Gaussian", n=6, width=0.01)
 plt.show()
 
@@ -232,7 +232,7 @@ reveal("1.1")
 circle = ring()
 parameters = [p.float() for p in (circle.means, circle.stds + 0.35, circle.weights)]         # a little wider, to see more
 wide = GaussianMixture(*parameters)
-ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=3.2)[0])
+ax = plotting.shaded(wide.log_prob, ax=plotting.panels(1, size=3.2)[0])
 plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, title="your score of a ring", n=9, width=0.008)
 plt.show()
 assert torch.allclose(my_mixture_score(points, *parameters), exact_score(wide, points), atol=1e-4)         # eq. (1.3)

@@ -229,9 +229,9 @@ u = torch.linspace(-2.6, 2.6, 140, dtype=torch.float64)
 shade = torch.stack([pair.marginal(c, t).log_prob(u[:, None]).exp() for t in ts[::4]], 1)      # (140, 101)
 bundles = {"ODE": torch.stack([start, *sample(D_pair, start, ts, heun)]),
            "SDE": torch.stack([start, *sample(D_pair, start, ts, euler_maruyama, seeded(3))])}
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.0), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9), sharey=True)
 for ax, (name, xs) in zip(axes, bundles.items()):
-    ax.pcolormesh(ts[::4], u, shade.clamp(max=0.9), cmap=plt.get_cmap("Greys", 10), rasterized=True, shading="nearest")
+    ax.pcolormesh(ts[::4], u, shade.clamp(max=0.9), cmap=plt.get_cmap("Greys", 6), rasterized=True, shading="nearest")
     ax.plot(ts, xs[..., 0], color=plotting.ESTIMATE if name == "ODE" else plotting.SECOND, lw=0.8)
     ax.set(title=name, xlabel="t: data on the left, noise on the right", ylim=(-2.6, 2.6))
 plt.show()
@@ -293,12 +293,12 @@ for i in moments:
 # pull of the reverse SDE and none of its noise, so its cloud shrinks. In the picture, the two that pass:
 
 # %%
-figure, axes = plt.subplots(2, 4, figsize=(8.8, 4.6))
+figure, axes = plt.subplots(2, 4, figsize=(8, 4.2))
 for row, name in zip(axes, ("ODE", "SDE")):
     for ax, i in zip(row, moments[1:]):
         marginal, extent = ring().marginal(D.schedule, ts[i]), 2.6
         plotting.shaded(marginal.log_prob, extent, ax, n=60)
-        plotting.scatter(states[name][i, :150], ax, extent, f"{name}, t = {ts[i]:.2f}", size=4)
+        plotting.scatter(states[name][i, :100], ax, extent, f"{name}, t = {ts[i]:.2f}", size=6)
         ax.plot(*states[name][i - 75:i + 1, :6].unbind(-1), color=plotting.SECOND, lw=0.7)
 plt.show()
 

@@ -359,13 +359,13 @@ z_T = prior(teacher, (len(cond), 4, 16, 16), seeded(0)).to(device)
 with torch.no_grad():                                           # p = 0 hides no caption, p = 1 hides all
     told, untold = (teacher(z_T, 0.98, my_dropped(cond, torch.zeros(len(cond), device=device), p)) for p in (0, 1))
     sketches = hears(cond, len(cond))[2]
-    plotting.image_rows([autoencoder.decode(z[::2]) for z in (sketches, told, untold)], ["sketch", "told", "not told"])
+    plotting.image_rows([autoencoder.decode(z[::3]) for z in (sketches, told, untold)], ["sketch", "told", "not told"])
 plt.show()
 print(f"told and sketch differ by {relative_l2(told, sketches):.2f} of the sketch's size, not told and sketch by "
       f"{relative_l2(untold, sketches):.2f}")
 
 # %% [markdown]
-# *Three rows of four blurred guesses, the lower two from the same four noises. At the bottom, each is a mean of all emoji
+# *Three rows of three blurred guesses, the lower two from the same three noises. At the bottom, each is a mean of all emoji
 # that might hide behind its noise; in the middle, of those among them that fit the caption; at the top, of those that fit the
 # caption in any style, whatever the noise.*
 #
@@ -457,20 +457,20 @@ print(f"{seconds:.2f} s a picture: {2 * (len(ts) - 1)} evaluations, and one deco
 # blocks. Colours are mostly right, fine lines are not: it is a small network, on the budget that is printed above its guesses.
 # Section 4 puts numbers on it.
 #
-# **What does the style word do?** Three names, one noise for each, four styles:
+# **What does the style word do?** Two names, one noise for each, four styles:
 
 # %%
 NAMES = ["red apple", "grinning face", "dog face"]
 starts = [prior(teacher, (len(NAMES), 4, 16, 16), seeded(seed)).to(device) for seed in (1, 2)]
 styled = []
 for style in data.STYLES:
-    told = torch.stack([text.caption(f"{name} {style}")[0] for name in NAMES]).to(device)
-    styled.append(my_draw(teacher, autoencoder, told, 2.0, ts, starts[0]).cpu())
+    told = torch.stack([text.caption(f"{name} {style}")[0] for name in NAMES[:2]]).to(device)
+    styled.append(my_draw(teacher, autoencoder, told, 2.0, ts, starts[0][:2]).cpu())
 plotting.image_rows([torch.cat(styled[:2]), torch.cat(styled[2:])], [", ".join(data.STYLES[:2]), ", ".join(data.STYLES[2:])])
 plt.show()
 
 # %% [markdown]
-# *Two rows of two styles each: an apple, a grinning face and a dog's face, as Noto and Twemoji (above) and as the flat and the
+# *Two rows of two styles each: an apple and a grinning face, as Noto and Twemoji (above) and as the flat and the
 # three-dimensional Fluent (below) would have them.*
 #
 # The style alters colours, shading and outline, if you look closely. The layout hardly changes: it comes from the sketch,
@@ -510,15 +510,15 @@ def headed(figure, titles):                                     # a title over e
     ax.tick_params(length=0)
 
 
-headed(plotting.image_rows([pictures[:, :2].flatten(0, 1) for pictures in drawn.values()], list(drawn)),
-       ["apple; food", "", "grinning; any face", "", "dog; animal", ""])
+headed(plotting.image_rows([pictures[:2, :2].flatten(0, 1) for pictures in drawn.values()], list(drawn)),
+       ["apple; food", "", "grinning; any face", ""])
 plt.show()
 
 # %%
 reveal("11.2")
 
 # %% [markdown]
-# *Two rows, each of three captions from the same two noises: above precise captions, below vague ones.*
+# *Two rows, each of two captions from the same two noises: above precise captions, below vague ones.*
 #
 # (Some of the vague drawings are poor ones; that, too, is in their distance.) The noise settles what the words leave open.
 # That is how people work with such models: say more, and less is left to chance. And a path without noise (chapter 03) makes
@@ -543,15 +543,15 @@ by_weight = {w: [my_draw(teacher, autoencoder, told, w, ts, x).cpu() for x in on
 for w, (first, second) in by_weight.items():
     print(f"w = {w:2g}: other noise {gap(first, second):.2f} apart, other caption {gap(first, first.roll(1, 0)):.2f} apart")
 assert gap(by_weight[-1.0][0], by_weight[-1.0][0].roll(1, 0)) < 1e-3
-headed(plotting.image_rows([torch.cat(pair) for pair in by_weight.values()], [f"w = {w:g}" for w in by_weight]),
-       ["", "one noise", "", "", "another noise", ""])
+headed(plotting.image_rows([torch.cat([x[:2] for x in pair]) for pair in by_weight.values()], [f"w = {w:g}" for w in by_weight]),
+       ["one noise", "", "another noise", ""])
 plt.show()
 
 # %%
 reveal("11.3")
 
 # %% [markdown]
-# *Three rows for rising weight; left three captions from one noise, right the same captions from another. In the first row the
+# *Three rows for rising weight; left two of the captions from one noise, right the same captions from another. In the first row the
 # captions make no difference.*
 #
 # So the weight is a knob from "an emoji" to "this emoji!". That insisting is paid for in variety is chapter 06's law; a few
@@ -578,7 +578,7 @@ for name, order in (("DDIM", 1), ("DPM-Solver++(2M)", 2)):
         errors[name, n] = relative_l2(z, fine), relative_l2(autoencoder.decode(z), autoencoder.decode(fine))
 
 # %%
-figure, ax = plt.subplots(figsize=(8.4, 3.4))
+figure, ax = plt.subplots(figsize=(7.6, 3.2))
 looks = plotting.looks([(name, where) for name in ("DDIM", "DPM-Solver++(2M)") for where in (0, 1)])
 for name in ("DDIM", "DPM-Solver++(2M)"):
     for where in (0, 1):
@@ -764,12 +764,12 @@ nearest = apart.argmin(1)
 print(f"{len(tiny):,} training pictures; distance to the nearest, median: drawings {apart.amin(1).median():.1f}, "
       f"real ones to their nearest neighbour {among_real.median():.1f}; the nearest is the one asked for: "
       f"{(nearest == asked).float().mean():.0%}")
-plotting.image_rows([answers[:5], train_set.images[nearest[:5]], train_set.images[asked[:5]]],
+plotting.image_rows([answers[:4], train_set.images[nearest[:4]], train_set.images[asked[:4]]],
                     ["drawn", "nearest in\ntraining", "asked for"])
 plt.show()
 
 # %% [markdown]
-# *Three rows of five: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
+# *Three rows of four: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
 #
 # Read the two medians together. If drawings were much nearer to the training set than real emoji are to one another, they
 # would be copies. They lie farther off, so as a rule they are not copies in pixels; but for half of them the nearest is the
@@ -868,7 +868,7 @@ reveal("11.5")
 # something else than the small picture says. Our upscaler had $\tau=0.1$ in training (`recipes.upscaling_loss`), so we add
 # that much in use, too: a clean $c$ would be unlike all that it was trained with. It hears no words and is not guided: the
 # small picture tells it all. **The cascade at work, for the first
-# six captions, of which four are shown:**
+# six captions, of which three are shown:**
 
 # %%
 small_teacher, upscaler = (recipes.load(name, device) for name in ("emoji_small_teacher", "emoji_upscaler"))
@@ -883,7 +883,7 @@ cascade_seconds = (time.perf_counter() - begin) / 6
 
 # %%
 enlarged = torch.nn.functional.interpolate(small, size=64, mode="nearest")
-plotting.image_rows([enlarged[:4], large[:4], eight[:4]], ["16 × 16", "upscaled", "latents"])
+plotting.image_rows([enlarged[:3], large[:3], eight[:3]], ["16 × 16", "upscaled", "latents"])
 plt.show()
 print(f"a picture: {cascade_seconds:.2f} s by the cascade, {seconds:.2f} s by latents, with {len(ts) - 1} steps for each network")
 for name in ("emoji_small_teacher", "emoji_upscaler", "emoji_latent_teacher"):
@@ -893,7 +893,7 @@ print(f"a training step of the second network, a picture: {upscaler_cost:.3f} s 
       "autoencoder")
 
 # %% [markdown]
-# *Three rows of four: small pictures, what the upscaler makes of them, and the same captions drawn by way of latents.*
+# *Three rows of three: small pictures, what the upscaler makes of them, and the same captions drawn by way of latents.*
 #
 # What the upscaler adds is modest: edges become smoother, and lines that the small picture does not show do not appear. What
 # the first network got wrong, the second cannot mend: an upscaled blob is a smooth blob. Which way is better is not decided by
