@@ -84,7 +84,7 @@ x = 2 * torch.randn(N, 2, generator=seeded(0))
 print(f"share on the left island: {share_left(walked):.2f}, should be 0.80")
 
 # %%
-def show_walkers(clouds, width=2.7):
+def show_walkers(clouds, width=3.0):
     """One flat panel for each named cloud of points (N, 2), over the density of the islands."""
     _, axes = plt.subplots(1, len(clouds), figsize=(width * len(clouds), 0.6 * width))
     for (name, x), ax in zip(clouds.items(), axes):
@@ -144,7 +144,7 @@ def home(x):
 
 assert torch.allclose(home(points), exact_score(bell, points), atol=1e-5)                     # eq. (1.2)
 
-ax = plotting.density(bell.log_prob, ax=plotting.panels(1, size=2.0)[0])
+ax = plotting.shaded(bell.log_prob, ax=plotting.panels(1, size=3.2)[0])
 plotting.field(home, ax=ax, title="your score of one Gaussian", n=6, width=0.01)
 plt.show()
 
@@ -213,7 +213,7 @@ u = torch.linspace(-3.2, 3.2, 321)
 line = torch.stack([u, torch.zeros_like(u)], 1)                                               # points on the axis
 length = my_mixture_score(line, torch.tensor([[-2.0, 0], [2, 0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5])).norm(dim=1)
 
-_, ax = plt.subplots(figsize=(4.4, 2.1))
+_, ax = plt.subplots(figsize=(6.4, 3.2))
 ax.plot(u, (u.abs() - 2).abs() / 0.25, color=plotting.SECOND, ls="--", label="folk story: distance to a mode / variance")
 ax.plot(u, length, color=plotting.ESTIMATE, label="length of the score")
 ax.set(xlabel="$x_1$", ylim=(0, 13))
@@ -236,7 +236,7 @@ reveal("1.1")
 circle = ring()
 parameters = [p.float() for p in (circle.means, circle.stds + 0.35, circle.weights)]         # a little wider, to see more
 wide = GaussianMixture(*parameters)
-ax = plotting.density(wide.log_prob, ax=plotting.panels(1, size=2.1)[0])
+ax = plotting.shaded(wide.log_prob, ax=plotting.panels(1, size=3.2)[0])
 plotting.field(lambda x: my_mixture_score(x, *parameters), ax=ax, title="your score of a ring", n=9, width=0.008)
 plt.show()
 assert torch.allclose(my_mixture_score(points, *parameters), exact_score(wide, points), atol=1e-4)         # eq. (1.3)
@@ -456,7 +456,7 @@ for name in runs:
 # drawn to one scale.
 
 # %%
-for (name, run), ax, colour in zip(runs.items(), plotting.panels(3, size=1.9),
+for (name, run), ax, colour in zip(runs.items(), plotting.panels(3, size=2.8),
                                    (plotting.ESTIMATE, plotting.SECOND, plotting.THIRD)):
     plotting.shaded(noisy.log_prob, 3.6, ax)
     plotting.field(partial(exact_score, noisy), 3.6, ax, color=plotting.TRUTH, n=6, scale=55, width=0.026)
@@ -491,7 +491,7 @@ by_formula = 2 / (2 * sigma**2) - exact.square().sum(1).mean().item() / 2       
 assert abs(floor - by_formula) < 0.05                                                         # eq. (1.9)
 
 losses = torch.tensor(runs["denoising"].losses)
-_, ax = plt.subplots(figsize=(4.4, 2.0))
+_, ax = plt.subplots(figsize=(6.4, 3.0))
 ax.plot(losses.unfold(0, 10, 10).mean(1).repeat_interleave(10), color=plotting.ESTIMATE, label="denoising loss")
 ax.axhline(floor, color=plotting.TRUTH, lw=3, label=f"loss of the exact score: {floor:.2f}", zorder=0)
 ax.set(xlabel="step", ylim=(0, None))
@@ -574,12 +574,12 @@ for level, found in by_band.items():
 assert by_band[0.2][3] > 2 * by_band[0.2][0]
 
 # %%
-for (level, model), ax in zip(learned.items(), plt.subplots(1, 2, figsize=(5.4, 1.8))[1]):
+for (level, model), ax in zip(learned.items(), plt.subplots(1, 2, figsize=(8.8, 3.0))[1]):
     p = smoothed(islands, level)
     exact_1, hill = exact_score(p, line)[:, 0], p.log_prob(line).exp()
     ax.fill_between(u, 0, hill * (exact_1.max() / hill.max()), color=plotting.TRUTH, alpha=0.3, lw=0)
     ax.plot(u, exact_1, color=plotting.TRUTH, lw=3, label="exact")
-    ax.plot(u, model(line)[:, 0].detach(), color=plotting.ESTIMATE, lw=1.2, label="learned")
+    ax.plot(u, model(line)[:, 0].detach(), color=plotting.ESTIMATE, label="learned")
     ax.set(title=f"$\\sigma$ = {level}", xlabel="$x_1$ (with $x_2$ = 0)", ylabel="score, first coordinate" if level < 1 else "")
 ax.legend(loc="upper right")
 plt.show()
@@ -611,7 +611,7 @@ def field_at(sigma):
 flipbook(field_at, sigma=[0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
 
 # %%
-for level, ax in zip((0.1, 1.5), plotting.panels(2, size=2.0)):
+for level, ax in zip((0.1, 1.5), plotting.panels(2, size=3.2)):
     p = smoothed(islands, level)
     plotting.shaded(p.log_prob, 4, ax)
     plotting.field(partial(exact_score, p), 4, ax, f"sigma = {level}", n=9, width=0.009)
@@ -810,10 +810,10 @@ plt.show()
 
 # %%
 last = denoised[levels[-1].item()]
-first, second, ax = plt.subplots(1, 3, figsize=(6.0, 1.9), width_ratios=[1, 1, 2.2])[1]
+first, second, ax = plt.subplots(1, 3, figsize=(9.0, 2.9), width_ratios=[1, 1, 2.2])[1]
 plotting.image_grid(average, 1, first, "average\ngarment")
 plotting.image_grid(last.mean(0, keepdim=True), 1, second, "mean guess\nat t = 0.97")
-ax.plot(levels, [rms(denoised[t] - clean) for t in levels.tolist()], "o-", ms=4, color=plotting.ESTIMATE, label="guess")
+ax.plot(levels, [rms(denoised[t] - clean) for t in levels.tolist()], "o-", color=plotting.ESTIMATE, label="guess")
 ax.axhline(rms(average - clean), color=plotting.TRUTH, lw=3, zorder=0, label="average garment")
 ax.set(xlabel="t", ylabel="error per pixel", ylim=(0, None))
 ax.legend()
@@ -929,7 +929,7 @@ row = ledger.Row(method="annealed_langevin (yours)", dataset="two_islands", nfe=
                  samples=N, seeds=1, weights="learned here", train_seconds=trained.seconds)
 shipped = data.ROOT / "data" / "ledger.csv"
 others = [r for r in ledger.read(shipped) if r.dataset in ("two_islands", "ring")] if shipped.exists() else []
-print(ledger.table([row, *others]))
+ledger.table([row, *others], "method NFE depth seconds batch metric value floor n status").show()
 
 # %% [markdown]
 # ## Summary

@@ -229,9 +229,9 @@ u = torch.linspace(-2.6, 2.6, 140, dtype=torch.float64)
 shade = torch.stack([pair.marginal(c, t).log_prob(u[:, None]).exp() for t in ts[::4]], 1)      # (140, 101)
 bundles = {"ODE": torch.stack([start, *sample(D_pair, start, ts, heun)]),
            "SDE": torch.stack([start, *sample(D_pair, start, ts, euler_maruyama, seeded(3))])}
-figure, axes = plt.subplots(1, 2, figsize=(7, 2.3), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9), sharey=True)
 for ax, (name, xs) in zip(axes, bundles.items()):
-    ax.pcolormesh(ts[::4], u, shade.clamp(max=0.9), cmap=plt.get_cmap("Greys", 10), rasterized=True, shading="nearest")
+    ax.pcolormesh(ts[::4], u, shade.clamp(max=0.9), cmap=plt.get_cmap("Greys", 6), rasterized=True, shading="nearest")
     ax.plot(ts, xs[..., 0], color=plotting.ESTIMATE if name == "ODE" else plotting.SECOND, lw=0.8)
     ax.set(title=name, xlabel="t: data on the left, noise on the right", ylim=(-2.6, 2.6))
 plt.show()
@@ -293,12 +293,12 @@ for i in moments:
 # pull of the reverse SDE and none of its noise, so its cloud shrinks. In the picture, the two that pass:
 
 # %%
-figure, axes = plt.subplots(2, 4, figsize=(6.8, 3.6))
+figure, axes = plt.subplots(2, 4, figsize=(8, 4.2))
 for row, name in zip(axes, ("ODE", "SDE")):
     for ax, i in zip(row, moments[1:]):
         marginal, extent = ring().marginal(D.schedule, ts[i]), 2.6
         plotting.shaded(marginal.log_prob, extent, ax, n=60)
-        plotting.scatter(states[name][i, :150], ax, extent, f"{name}, t = {ts[i]:.2f}", size=4)
+        plotting.scatter(states[name][i, :100], ax, extent, f"{name}, t = {ts[i]:.2f}", size=6)
         ax.plot(*states[name][i - 75:i + 1, :6].unbind(-1), color=plotting.SECOND, lw=0.7)
 plt.show()
 
@@ -418,18 +418,19 @@ euler_curve = [error_on_ring(euler, k) for k in budgets]
 heun_curve = [error_on_ring(my_heun, k // 2) for k in budgets]
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.5))
-for (step, e), mark, color in zip(errors.items(), "os", (plotting.ESTIMATE, plotting.SECOND)):
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+looks = plotting.looks(["Euler", "Heun", "RK45"])
+for step, e in errors.items():
     k = 1 if step is euler else 2
     left.plot(ns, [e[-1] * (ns[-1] / n) ** k for n in ns], color=plotting.TRUTH, lw=3, label=f"slope −{k}")
-    left.plot(ns, e, mark + "-", ms=4, color=color, label=["Euler", "Heun"][k - 1])
-right.plot(budgets, euler_curve, "o-", ms=4, color=plotting.ESTIMATE, label="Euler")
-right.plot(budgets, heun_curve, "s-", ms=4, color=plotting.SECOND, label="Heun")
+    left.plot(ns, e, **looks[name := ["Euler", "Heun"][k - 1]], label=name)
+right.plot(budgets, euler_curve, **looks["Euler"], label="Euler")
+right.plot(budgets, heun_curve, **looks["Heun"], label="Heun")
 left.set(xscale="log", yscale="log", xlabel="steps", ylabel="error at the end", title="one Gaussian")
 left.set_xticks(ns, ns)
 left.minorticks_off()
 right.set(xscale="log", yscale="log", xlabel="evaluations", title="the ring, at equal cost")
-left.legend(fontsize=7)
+left.legend()
 right.legend()
 plt.show()
 print(f"ring, 10 evaluations: Euler {euler_curve[1]:.3f}, Heun {heun_curve[1]:.3f};  "
@@ -456,10 +457,11 @@ def circle(degrees, radius=1.0):                                # starting point
 
 degrees = torch.linspace(0, 90, 91)
 goal = last(rk45, D, circle(degrees), uniform(1, D.schedule), rtol=1e-6, atol=1e-6).x
-_, ax = plt.subplots(figsize=(6, 2.0))
-for step, n, color in ((euler, 10, plotting.ESTIMATE), (heun, 5, plotting.SECOND), (heun, 20, plotting.THIRD)):
+_, ax = plt.subplots(figsize=(8, 2.8))
+lines = plotting.looks(runs := [(euler, 10), (heun, 5), (heun, 20)])
+for step, n in runs:
     e = (final(D, circle(degrees), uniform(n, D.schedule), step).x - goal).norm(dim=1)
-    ax.plot(degrees, e, color=color, label=f"{step.__name__}, {n} steps")
+    ax.plot(degrees, e, **{**lines[step, n], "marker": ""}, label=f"{step.__name__}, {n} steps")
 ax.set(yscale="log", xlabel="direction of the start, in degrees (a spot lies at 0, 45, 90)", ylabel="error at the end",
        xticks=range(0, 91, 15))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -481,13 +483,13 @@ SOLVERS = {"Euler": (euler, 1), "Heun": (heun, 2)}
 
 def page(solver, start, steps):
     step, cost = SOLVERS[solver]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.9))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8))
     plotting.shaded(ring().log_prob, 2.2, left, n=120)
     x = circle(start)
     exact = torch.stack([x, *rk45(D, x, uniform(40, D.schedule), rtol=1e-5, atol=1e-5)])
     left.plot(*exact[:, 0].T, color=plotting.TRUTH, lw=3)
     mine = torch.stack([x, *sample(D, x, uniform(steps, D.schedule), step)])
-    left.plot(*mine[:, 0].T, "o-", ms=3, lw=1.2, color=plotting.ESTIMATE)
+    left.plot(*mine[:, 0].T, "o-", color=plotting.ESTIMATE)
     left.set(title=f"{solver}, {steps} steps", xlim=(0.7, 1.9), ylim=(-0.3, 1.3))               # two spots of the ring
     counts = (2, 3, 5, 8, 12, 20, 40)
     e = {n: (final(D, x, uniform(n, D.schedule), step).x - exact[-1]).norm().item() for n in counts}
@@ -538,14 +540,14 @@ for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
     print(f"tolerance {tol:.0e}: {len(ear.times):4} evaluations, mean error {asked[tol][1]:.1e}")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.3))
-left.plot(budgets, euler_curve, "o-", ms=3, color=plotting.ESTIMATE, label="Euler")
-left.plot(budgets, heun_curve, "s-", ms=3, color=plotting.SECOND, label="Heun")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+left.plot(budgets, euler_curve, **looks["Euler"], label="Euler")
+left.plot(budgets, heun_curve, **looks["Heun"], label="Heun")
 evaluations, far = zip(*[(len(times), e) for times, e in asked.values()])
-left.plot(evaluations, far, "D-", ms=3, color=plotting.THIRD, label="RK45")
+left.plot(evaluations, far, **looks["RK45"], label="RK45")
 left.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="mean error at the end")
 left.legend()
-right.eventplot([times for times, _ in list(asked.values())[:5]], lineoffsets=range(5), linelengths=0.7, lw=0.6,
+right.eventplot([times for times, _ in list(asked.values())[:5]], lineoffsets=range(5), linelengths=0.7, lw=0.8,
                 color=plotting.THIRD)
 right.set(xlabel="t at which the score was asked", yticks=range(5), yticklabels=[f"{tol:.0e}" for tol in list(asked)[:5]],
           title="RK45, by tolerance")
@@ -729,10 +731,9 @@ stricter = bits(13, tol=1e-2)                                                   
 # %%
 cost = two_probes.mean(0)
 rank = cost.argsort()
-figure, axes = plt.subplots(2, 7, figsize=(6.4, 2.6))
+figure, axes = plt.subplots(2, 7, figsize=(8.8, 3.5))
 for ax, i in zip(axes.flat, rank):
     plotting.image_grid(x0[i:i + 1], 1, ax, f"{cost[i]:.2f}\n{names[i]}")
-    ax.title.set_fontsize(7)
 axes.flat[-1].set_axis_off()
 plt.show()
 for name in pictures:
@@ -973,7 +974,8 @@ for step, n in ((euler, 100), (euler, 20), (heun, 50), (heun, 10)):
 path = data.ROOT / "data" / "ledger.csv"
 kinds = ("euler", "heun", "rk45", "euler_maruyama")
 committed = [r for r in (ledger.read(path) if path.exists() else []) if r.dataset == "ring" and r.method.split()[0] in kinds]
-print(ledger.table(rows + [r for r in committed if r.metric == "sliced_w2_folded"]))
+ledger.table(rows + [r for r in committed if r.metric == "sliced_w2_folded"],
+             "method NFE seconds batch device value floor n status").show()
 
 # %% [markdown]
 # With 10 or 30 evaluations Euler's ODE steps end nearer to the data than Euler-Maruyama's steps of the SDE; with 100 the
