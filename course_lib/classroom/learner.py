@@ -121,12 +121,9 @@ def _renew(pristine: dict, shipped: Path, own: Path, old: Path, notebook: dict) 
     """Write the present chapter to `own` with the answers of `notebook`, read from `old`, which is kept under another name."""
     new = copies.blank(shipped)
     carried = _carry_over(pristine, notebook, new)
-    kept = copies.keep(old)
+    kept = copies.replace(own, new)     # where the answers come from another file, this one holds none, but perhaps notes
     if old != own:
-        copies.keep(own)                # it holds no answer, but perhaps notes
-    notebooks.write(own, new)
-    if old != own and old.exists() and old.read_bytes() == kept.read_bytes():
-        old.unlink()
+        kept = copies.keep(old)
     brought = [f"your {word} {', '.join(ids)}" for word in ("answers", "predictions") if (ids := getattr(carried, word))]
     came = f" from {old.name}" if old != own else ""
     done = f"updated{came} with {' and '.join(brought)}" if brought else "updated; there was no answer to carry over"
