@@ -133,10 +133,11 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        styles = [f"white-space: nowrap; text-align: {'right' if number else 'left'}" for number in self.numeric()]
-        lines = ["".join(f'<{tag} style="{style}">{escape(cell)}</{tag}>' for cell, style in zip(line, styles, strict=True))
+        styles = ["" if number else ' style="text-align: left"' for number in self.numeric()]
+        lines = ["".join(f"<{tag}{style}>{escape(cell)}</{tag}>" for cell, style in zip(line, styles, strict=True))
                  for tag, line in (("th", self.head), *(("td", line) for line in self.rows))]
-        return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+        return ('<table style="white-space: nowrap; text-align: right">' + "".join(f"<tr>{line}</tr>\n" for line in lines)
+                + "</table>")
 
     def show(self) -> None:
         """Below the cell of a notebook; printed elsewhere, also where there is no IPython."""

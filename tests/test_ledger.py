@@ -152,9 +152,9 @@ def test_a_column_holds_numbers_if_every_cell_is_one():
 
 def test_the_table_has_a_form_for_notebooks_whose_cells_do_not_wrap():
     html = table([replace(ROW, method="a<b")], "method NFE")._repr_html_()
-    left, right = ("white-space: nowrap; text-align: " + side for side in ("left", "right"))
-    assert html == (f'<table><tr><th style="{left}">method</th><th style="{right}">NFE</th></tr>\n'
-                    f'<tr><td style="{left}">a&lt;b</td><td style="{right}">20</td></tr>\n</table>')
+    assert html == ('<table style="white-space: nowrap; text-align: right">'
+                    '<tr><th style="text-align: left">method</th><th>NFE</th></tr>\n'
+                    '<tr><td style="text-align: left">a&lt;b</td><td>20</td></tr>\n</table>')
 
 
 def test_a_table_of_nothing_is_its_head():

@@ -359,13 +359,13 @@ z_T = prior(teacher, (len(cond), 4, 16, 16), seeded(0)).to(device)
 with torch.no_grad():                                           # p = 0 hides no caption, p = 1 hides all
     told, untold = (teacher(z_T, 0.98, my_dropped(cond, torch.zeros(len(cond), device=device), p)) for p in (0, 1))
     sketches = hears(cond, len(cond))[2]
-    plotting.image_rows([autoencoder.decode(z[::3]) for z in (sketches, told, untold)], ["sketch", "told", "not told"])
+    plotting.image_rows([autoencoder.decode(z[::4]) for z in (sketches, told, untold)], ["sketch", "told", "not told"])
 plt.show()
 print(f"told and sketch differ by {relative_l2(told, sketches):.2f} of the sketch's size, not told and sketch by "
       f"{relative_l2(untold, sketches):.2f}")
 
 # %% [markdown]
-# *Three rows of three blurred guesses, the lower two from the same three noises. At the bottom, each is a mean of all emoji
+# *Three rows of two blurred guesses, the lower two from the same two noises. At the bottom, each is a mean of all emoji
 # that might hide behind its noise; in the middle, of those among them that fit the caption; at the top, of those that fit the
 # caption in any style, whatever the noise.*
 #
@@ -578,7 +578,7 @@ for name, order in (("DDIM", 1), ("DPM-Solver++(2M)", 2)):
         errors[name, n] = relative_l2(z, fine), relative_l2(autoencoder.decode(z), autoencoder.decode(fine))
 
 # %%
-figure, ax = plt.subplots(figsize=(7.6, 3.2))
+figure, ax = plt.subplots(figsize=(7, 3.0))
 looks = plotting.looks([(name, where) for name in ("DDIM", "DPM-Solver++(2M)") for where in (0, 1)])
 for name in ("DDIM", "DPM-Solver++(2M)"):
     for where in (0, 1):
@@ -764,12 +764,12 @@ nearest = apart.argmin(1)
 print(f"{len(tiny):,} training pictures; distance to the nearest, median: drawings {apart.amin(1).median():.1f}, "
       f"real ones to their nearest neighbour {among_real.median():.1f}; the nearest is the one asked for: "
       f"{(nearest == asked).float().mean():.0%}")
-plotting.image_rows([answers[:4], train_set.images[nearest[:4]], train_set.images[asked[:4]]],
+plotting.image_rows([answers[:3], train_set.images[nearest[:3]], train_set.images[asked[:3]]],
                     ["drawn", "nearest in\ntraining", "asked for"])
 plt.show()
 
 # %% [markdown]
-# *Three rows of four: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
+# *Three rows of three: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
 #
 # Read the two medians together. If drawings were much nearer to the training set than real emoji are to one another, they
 # would be copies. They lie farther off, so as a rule they are not copies in pixels; but for half of them the nearest is the
@@ -868,7 +868,7 @@ reveal("11.5")
 # something else than the small picture says. Our upscaler had $\tau=0.1$ in training (`recipes.upscaling_loss`), so we add
 # that much in use, too: a clean $c$ would be unlike all that it was trained with. It hears no words and is not guided: the
 # small picture tells it all. **The cascade at work, for the first
-# six captions, of which three are shown:**
+# six captions, of which four are shown:**
 
 # %%
 small_teacher, upscaler = (recipes.load(name, device) for name in ("emoji_small_teacher", "emoji_upscaler"))
@@ -883,7 +883,7 @@ cascade_seconds = (time.perf_counter() - begin) / 6
 
 # %%
 enlarged = torch.nn.functional.interpolate(small, size=64, mode="nearest")
-plotting.image_rows([enlarged[:3], large[:3], eight[:3]], ["16 × 16", "upscaled", "latents"])
+plotting.image_rows([enlarged[:4], large[:4]], ["16 × 16", "upscaled"])
 plt.show()
 print(f"a picture: {cascade_seconds:.2f} s by the cascade, {seconds:.2f} s by latents, with {len(ts) - 1} steps for each network")
 for name in ("emoji_small_teacher", "emoji_upscaler", "emoji_latent_teacher"):
@@ -893,11 +893,12 @@ print(f"a training step of the second network, a picture: {upscaler_cost:.3f} s 
       "autoencoder")
 
 # %% [markdown]
-# *Three rows of three: small pictures, what the upscaler makes of them, and the same captions drawn by way of latents.*
+# *Two rows of four: small pictures, and what the upscaler makes of them. The same captions, drawn by way of latents, are the
+# first four of the eight in section 2.*
 #
 # What the upscaler adds is modest: edges become smoother, and lines that the small picture does not show do not appear. What
 # the first network got wrong, the second cannot mend: an upscaled blob is a smooth blob. Which way is better is not decided by
-# this figure, as you see from the trainings printed below it. (The upscaler's U-Net reads patches of 4 × 4 pixels. It predicts
+# these figures, as you see from the trainings printed below it. (The upscaler's U-Net reads patches of 4 × 4 pixels. It predicts
 # $x_0$ and not $v$, since the noise of such patches does not fit through few channels; Li & He, 2025.)
 #
 # Both ways are two networks, and in both the first works on a 16 × 16 sheet. The difference is what the sheet holds. A small
