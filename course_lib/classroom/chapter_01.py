@@ -373,6 +373,8 @@ TWEEDIE = Exercise(
                 "that makes a score of a guess; asked for is the way back"),
         Mistake("right for VP only", tweedie_with(lambda s, x, a, b: (x + (1 - a**2) * s) / a),
                 "the variance of the noise is 1 - alpha^2 for variance-preserving schedules only"),
+        Mistake("score for noise", tweedie_with(lambda s, x, a, b: (x - b * s) / a),
+                "you take the score for the noise in x_t: they differ by a sign and by sigma, and only one of them is taken off"),
     ],
     tips=["Solve score = (alpha x0_hat - x_t)/sigma^2 for x0_hat",
           "schedule.alpha(t) has the shape of t; per_row(schedule.alpha(t), x) fits x"],

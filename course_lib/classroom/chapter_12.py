@@ -311,6 +311,8 @@ MEMORY = Exercise("12.4", "The exact denoiser of finitely many points", memory, 
             "you use one time for the whole batch; every row may have its own"),
     Mistake("exp before the softmax", _recalled(weigh=lambda e: e.exp().softmax(1)),
             "a softmax takes the exponential itself: give it the exponents, not what has been through exp already"),
+    Mistake("not normalised", _recalled(weigh=torch.exp),
+            "your weights do not add up to 1: the sum below the fraction line of (12.5) is missing"),
     Mistake("underflow guarded", _recalled(weigh=lambda e: e.exp() / e.exp().sum(1, keepdim=True).clamp(min=1e-30)),
             "no NaN, but far from all points every weight comes out as 0, and so does the answer: a guard cannot bring back "
             "what has underflowed; take the softmax of the exponents"),
