@@ -152,8 +152,8 @@ def claim(temporary: Path, path: Path) -> None:
     except OSError:                         # a file system without links, as on many memory sticks
         with open(path, "xb") as file:
             try:
-                shutil.copyfileobj(open(temporary, "rb"), file)
-            except OSError:
+                file.write(temporary.read_bytes())
+            except OSError:                 # no room
                 path.unlink()
                 raise
 
