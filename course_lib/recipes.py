@@ -528,6 +528,7 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
     rank, _ = join_process_group()                                              # before a recipe puts its teacher on a device
     device, steps, state = chosen_device(device), function.steps if steps is None else steps, folder / f"{name}.state.pt"
     with files.locked(state) if rank == 0 else nullcontext():
+        entries(folder)  # a manifest that is damaged is found now, not when all is done
         torch.manual_seed(0)  # the initial weights
         model, before = function.build(), {}
         if further:

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -43,20 +44,50 @@ def test_fashion_mnist_has_the_stated_shape_range_and_counts(split, per_class):
     assert labels.bincount().tolist() == [per_class] * len(data.CLASSES)
 
 
-def test_a_pixel_value_survives_the_scaling():
-    images, _ = data.fashion_mnist("test")
-    with np.load(data.path("fashion_mnist.npz")) as members:
-        raw = members["test_images"]
-    assert np.array_equal(((images[:, 0] + 1) * 127.5).round().byte().numpy(), raw)
+SUMS = {  # SHA-256 of the bytes of pictures and labels: of the kept part of the training set, and the authors' of the test set
+    "train": ("9f883c31ff6e99402b41f8dce8b48f04534ae5fc15289751b8cb824d520480c2",
+              "e9833a53856bf9d02ae9773a65a7cf6a4206867ca084347a041509ddb940a7a6"),
+    "test": (data.PAYLOADS["t10k-images-idx3-ubyte"], data.PAYLOADS["t10k-labels-idx1-ubyte"])}
+
+
+@pytest.mark.parametrize("split", SUMS)
+def test_every_pixel_and_label_is_that_of_the_source(split):
+    images, labels = data.fashion_mnist(split)
+    raw = ((images[:, 0] + 1) * 127.5).round().byte().numpy()
+    heads = [b"\0\0\x08\3" + np.array(raw.shape, ">i4").tobytes(), b"\0\0\x08\1" + np.array(labels.shape, ">i4").tobytes()]
+    payloads = [head * (split == "test") + part.tobytes() for head, part in zip(heads, (raw, labels.byte().numpy()))]
+    assert tuple(hashlib.sha256(payload).hexdigest() for payload in payloads) == SUMS[split]
+
+
+@pytest.fixture(scope="module")
+def prepare(root):
+    """The script that makes the file."""
+    spec = importlib.util.spec_from_file_location("prepare", root / "data" / "prepare" / "fashion_mnist.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PICTURES = {"noise": lambda rng: rng.integers(0, 256, (12, 28, 28)), "black": lambda rng: np.zeros((4, 28, 28)),
+            "white": lambda rng: np.full((4, 28, 28), 255), "strokes": lambda rng: rng.integers(0, 2, (8, 28, 28)) * 200}
+
+
+@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
+def test_what_is_encoded_is_decoded(prepare, draw):
+    pictures = draw(np.random.default_rng(0)).astype(np.uint8)
+    frequencies = prepare.counted(pictures)
+    states, words = prepare.encoded(pictures, frequencies)
+    assert bool((frequencies.sum(1) == data.SUM).all()) and states.dtype == np.uint32 and words.dtype == np.uint16
+    assert np.array_equal(data.decoded(frequencies, states, words), pictures)
 
 
 def test_only_the_split_that_is_asked_for_is_read(home):
     with np.load(home / "data" / "fashion_mnist.npz") as members:
-        kept = {name: members[name] for name in ("test_images", "test_labels")}
+        kept = {name: members[name] for name in ("test_states", "test_words", "test_labels", "frequencies")}
     np.savez(home / "data" / "fashion_mnist.npz", **kept)                # a sound file that has no training images
     declare(home, "fashion_mnist.npz")
     assert len(data.fashion_mnist("test")[0]) == 10_000
-    with pytest.raises(KeyError, match="train_images"):
+    with pytest.raises(KeyError, match="train_labels"):
         data.fashion_mnist("train")
 
 

@@ -357,6 +357,13 @@ def test_a_state_of_other_data_another_teacher_or_another_recipe_is_refused(few_
     assert visible(tmp_path) == {"fashion_progressive_2.state.pt"}
 
 
+def test_a_damaged_manifest_is_found_before_the_training(tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").write_text("{")
+    monkeypatch.setattr(recipes, "run_training", lambda *_, **__: pytest.fail("hours later"))
+    with pytest.raises(ValueError, match=r"manifest.json is damaged: .*line 1 .*mend or delete it; weights beside it stay"):
+        recipes.train("ring_teacher", "cpu", 2, tmp_path)
+
+
 def test_two_trainings_of_one_recipe_at_once_are_kept_apart(few_images, tmp_path):
     with files.locked(tmp_path / "fashion_classifier.state.pt"):
         with pytest.raises(BlockingIOError, match=r"fashion_classifier.state.pt: another process is at work on it; let it"):
