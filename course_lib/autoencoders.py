@@ -82,7 +82,8 @@ def ppca(covariance: Tensor, latent: int, sigma2: float, beta: float = 1.0) -> t
     variance s/l; the others are shut off. V = variance[:, None] * W.T / s. At beta = 1 the ELBO is the log-likelihood of
     probabilistic PCA (Tipping & Bishop 1999; Lucas et al. 2019). The loss leaves the columns' order and signs open.
     """
-    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not torch.allclose(covariance, covariance.T):
+    square = covariance.ndim == 2 and covariance.shape[0] == covariance.shape[1]
+    if not square or not bool((covariance - covariance.T).abs().max() <= 1e-5 * covariance.abs().max()):
         raise ValueError(f"covariance: expected a symmetric matrix of finite numbers, got {tuple(covariance.shape)}")
     need_positive(beta * sigma2, "beta * sigma2")
     need_within(need_whole(latent, "latent"), "latent", 1, len(covariance))
