@@ -176,11 +176,13 @@ def _holds(value) -> Iterable:
 # --- what must be run ------------------------------------------------------------------------------------------------
 
 def _trace(parts: list[Part]) -> None:
-    """Fill in on which exercises each part depends."""
+    """Fill in on which exercises each part depends. A check does so on its own alone: others are its judge's affair."""
     reaches: dict[str, frozenset[str]] = {}             # name -> exercises
+    answers = {name for part in parts if part.cell.checked for name in part.binds}
     for part in parts:
         own = {id for id in (part.cell.exercise, part.cell.checked) if id}
-        part.depends = frozenset(own).union(*(reaches.get(name, ()) for name in part.reads))
+        met = part.reads - answers if part.cell.checked else part.reads
+        part.depends = frozenset(own).union(*(reaches.get(name, ()) for name in met))
         reaches |= {name: part.depends for name in part.binds}
         reaches |= {name: reaches.get(name, frozenset()) | part.depends for name in part.changes}
 
