@@ -94,13 +94,11 @@ def _expect_startable(port: int | None) -> None:
 
 
 def _environment(root: Path, folder: Path) -> dict[str, str]:
-    """An environment in which JupyterLab asks no news, draws whole notebooks and saves sliders with their pictures.
+    """An environment in which JupyterLab asks no news and draws whole notebooks; the user's own settings stay as they are.
 
-    Drawing only what is on the screen, its default, makes a page of figures jump under the reader; a slider that was not
-    saved is "model not found" when the chapter is opened again. The user's own settings stay as they are.
+    Drawing only what is on the screen, its default, makes a page of figures jump under the reader.
     """
     settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
-                "@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True},
                 "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
     text = json.dumps(settings).encode("utf-8")
     files.atomic_write(folder / "labconfig" / "default_setting_overrides.json", lambda file: file.write(text))

@@ -135,13 +135,12 @@ def test_a_home_that_cannot_be_written_is_replaced_while_the_server_runs(course,
 
 # --- the environment ---------------------------------------------------------------------------------------------------
 
-def test_the_lab_is_quiet_and_saves_sliders_and_its_kernels_wait_asleep(course, tmp_path, monkeypatch):
+def test_the_lab_is_quiet_and_its_kernels_wait_asleep(course, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     found = lab._environment(course, tmp_path)
     folder = Path(found["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0])
     settings = json.loads((folder / "labconfig" / "default_setting_overrides.json").read_text())
     assert settings["@jupyterlab/apputils-extension:notification"] == {"fetchNews": "false"}
-    assert settings["@jupyter-widgets/jupyterlab-manager:plugin"] == {"saveState": True}
     assert found["OMP_WAIT_POLICY"] == "PASSIVE" and found["COURSE_HOME"] == str(course)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert lab._environment(course, tmp_path)["OMP_WAIT_POLICY"] == "ACTIVE"
