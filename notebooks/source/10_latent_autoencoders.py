@@ -386,9 +386,9 @@ plt.show()
 print(f"standard deviations of the latents: {spread[0]:.2f} and {spread[1]:.2f}; the prior's are 1")
 
 # %% [markdown]
-# *Left, 250 latents in ten colours, a number on each kind of garment: arms and patches with empty land between them. Middle, over the same
-# latents in grey, the prior: a round cloud that covers a small part of them. Right, the samples of the diffusion model: they
-# follow the arms, a little more widely than the latents.*
+# *Left, 250 latents in ten colours, a number on each kind of garment: arms and patches with empty land between them. Middle,
+# over the same latents in grey, the prior: a round cloud that covers a small part of them. Right, the samples of the diffusion
+# model: they follow the arms, a little more widely than the latents.*
 #
 # **Two priors.** The first is the one in the loss, $\mathcal N(0,I)$, chosen before any data was seen. The second is the
 # distribution that the latents of the data really have, the *aggregate* $\bar q(z)=\mathbb E_x[q(z|x)]$. The KL of (10.1)
