@@ -117,14 +117,14 @@ some = torch.randperm(len(held_out.images), generator=seeded(2))[:64]
 originals = held_out.images[some]
 z_emoji = encode_all(emoji, originals)                          # (64, 4, 16, 16)
 with torch.no_grad():
-    copies = emoji.decode(z_emoji[:7].to(device)).cpu()
-plotting.image_rows([originals[:7], copies], ["original", "round trip"])
+    copies = emoji.decode(z_emoji[:5].to(device)).cpu()
+plotting.image_rows([originals[:5], copies], ["original", "round trip"])
 plt.show()
 print("PSNR in dB, over {} held-out emoji: all pixels {psnr:.1f}, pixels that are not white {psnr_drawn:.1f}".format(
     len(originals), **reconstruction(emoji, originals)))
 
 # %% [markdown]
-# *Two rows of seven emoji: above the originals, below what the decoder makes of their latents. Shapes and flat colours come
+# *Two rows of five emoji: above the originals, below what the decoder makes of their latents. Shapes and flat colours come
 # back; small things suffer: the penguin's eyes, the star above the door, the belts of the swimsuit.*
 #
 # Look at the second number. A large part of every emoji is white paper, which is easy to copy, and an average over all
@@ -374,21 +374,21 @@ learnt = draw(D_flat, 2000, 2)
 
 left, middle, right = plotting.panels(3, size=3)
 frame = 1.02 * raw[:2000].abs().max().item()
-colours = [plotting.CLASSES[k] for k in labels[:500].tolist()]
-plotting.scatter(raw[:500], left, frame, "latents, by class: 0 to 9", color=colours, size=4)
+colours = [plotting.CLASSES[k] for k in labels[:250].tolist()]
+plotting.scatter(raw[:250], left, frame, "latents, by class: 0 to 9", color=colours, size=4)
 for k in range(10):
     left.text(*raw[labels[:len(raw)] == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
-plotting.scatter(torch.randn(500, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=4)
-plotting.scatter(learnt[:500] * flat.scale + flat.shift, right, frame, "a diffusion prior", size=4)
+plotting.scatter(torch.randn(250, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=4)
+plotting.scatter(learnt[:250] * flat.scale + flat.shift, right, frame, "a diffusion prior", size=4)
 for ax in (middle, right):
-    ax.scatter(*raw[:500].T, s=4, color=plotting.TRUTH, alpha=0.25, linewidths=0, zorder=0)
+    ax.scatter(*raw[:250].T, s=4, color=plotting.TRUTH, alpha=0.25, linewidths=0, zorder=0)
 plt.show()
 print(f"standard deviations of the latents: {spread[0]:.2f} and {spread[1]:.2f}; the prior's are 1")
 
 # %% [markdown]
-# *Left, five hundred latents in ten colours, a number on each kind of garment: arms and patches with empty land between them. Middle, over the same
-# latents in grey, the prior: a round cloud that covers a small part of them. Right, the samples of the diffusion model: they
-# follow the arms, a little more widely than the latents.*
+# *Left, 250 latents in ten colours, a number on each kind of garment: arms and patches with empty land between them. Middle,
+# over the same latents in grey, the prior: a round cloud that covers a small part of them. Right, the samples of the diffusion
+# model: they follow the arms, a little more widely than the latents.*
 #
 # **Two priors.** The first is the one in the loss, $\mathcal N(0,I)$, chosen before any data was seen. The second is the
 # distribution that the latents of the data really have, the *aggregate* $\bar q(z)=\mathbb E_x[q(z|x)]$. The KL of (10.1)
@@ -502,12 +502,12 @@ reveal("10.1")
 
 # %%
 weak, middling = studies[0.01], studies[10.0]
-plotting.image_rows([weak["fixed"][:7], weak["learnt"][:7], middling["fixed"][:7], middling["learnt"][:7]],
+plotting.image_rows([weak["fixed"][:6], weak["learnt"][:6], middling["fixed"][:6], middling["learnt"][:6]],
                     ["β 0.01, N(0, I)", "β 0.01, diffusion", "β 10, N(0, I)", "β 10, diffusion"])
 plt.show()
 
 # %% [markdown]
-# *Four rows of seven: with the weak KL the fixed prior decodes to grey blurs and mixtures, because it asks for places where no
+# *Four rows of six: with the weak KL the fixed prior decodes to grey blurs and mixtures, because it asks for places where no
 # garment lives; the diffusion prior decodes to garments, now and then to a mixture. With the stronger KL the fixed prior's
 # row becomes recognisable, often still as mixtures of two garments. The two rows of the diffusion prior hardly differ to
 # the eye: that the weaker KL is better is what the distances of 500 pictures say, not these ten.*
@@ -587,8 +587,8 @@ for factor in (0.1, 1.0, 10.0):
 
 # %%
 for ax, (factor, samples) in zip(plotting.panels(3, size=2.6), missized.items()):
-    plotting.scatter(target[:500], ax, 3, f"{factor:g} times the size", color=plotting.TRUTH, size=4)
-    plotting.scatter(samples[:500], ax, 3, size=4)
+    plotting.scatter(target[:250], ax, 3, f"{factor:g} times the size", color=plotting.TRUTH, size=4)
+    plotting.scatter(samples[:250], ax, 3, size=4)
 plt.show()
 reveal("10.2")
 
@@ -686,11 +686,11 @@ bits = {"KL": (mean.square() + log_var.exp() - 1 - log_var).sum().item() / 2 / l
 for name, pictures in copied.items():
     print(f"{name:14} PSNR {psnr(pictures, some_garments):.1f} dB, about {bits[name]:5.0f} bits a picture")
 print(f"codes in use: {used:.0%}, in effect {perplexity:.0f} of 256")
-plotting.image_rows([some_garments[:7], *(pictures[:7] for pictures in copied.values())], ["original", *copied])
+plotting.image_rows([some_garments[:6], *(pictures[:6] for pictures in copied.values())], ["original", *copied])
 plt.show()
 
 # %% [markdown]
-# *Three rows of seven garments: originals, and the copies of both autoencoders, which look alike: the kinds of garment are
+# *Three rows of six garments: originals, and the copies of both autoencoders, which look alike: the kinds of garment are
 # there, writing and chequers are not. So much, or so little, do seconds of training give.*
 #
 # Two ways to a small latent, and both serve. (That one needs fewer bits here is no verdict: the KL is so weak that it does
