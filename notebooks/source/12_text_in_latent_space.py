@@ -346,14 +346,14 @@ network = Preconditioned(MLP(2, width=32), schedule, X0())
 
 def places(x, t):
     """The network, one word at a time: enough for a demonstration."""
-    return network(x.flatten(0, 1), t).view_as(x)
+    return network(x.flatten(0, 1), t.repeat_interleave(x.shape[1])).view_as(x)
 
 
 places.schedule = schedule
 toy = torch.randn(6, 2, generator=seeded(8))                    # six words in the plane
 numbers = torch.randint(6, (32, 4), generator=seeded(9))
 z = torch.randn(32, 4, 2, generator=seeded(10))
-read_prediction = my_rounding_loss(places, numbers, toy, z, torch.tensor(0.5))
+read_prediction = my_rounding_loss(places, numbers, toy, z, torch.full((32,), 0.5))
 read_start = nf.cross_entropy(((toy[numbers] + 0.1 * z) @ toy.T).flatten(0, 1), numbers.flatten())
 pull = torch.autograd.grad(read_prediction, list(network.parameters()), allow_unused=True)
 print(f"read from the prediction: loss {read_prediction:.3f}, gradient {sum(g.norm() for g in pull if g is not None):.3f}")
