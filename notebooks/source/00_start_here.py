@@ -198,8 +198,9 @@ flipbook(page, steps=[1, 2, 3, 4, 6, 8, 12, 16, 30])
 #
 # Below is a function with its last line missing. Replace the `raise` line by your own, and run the cell; then run the check
 # below it. The check runs your function on random inputs, of several shapes and noise schedules. If it recognises a common
-# mistake, it tells you what kind of mistake it is. If it fails twice, it adds a tip. You are never stuck: until the exercise
-# is solved the chapter goes on with the course's own function. (The line `# NBVAL_CHECK_OUTPUT` is a mark for the automatic
+# mistake, it tells you what kind of mistake it is. If it fails twice, it adds a tip. It also counts how often the network is
+# asked, for that is what sampling costs: right values at a higher price than needed are not accepted yet. You are never stuck:
+# until the exercise is solved the chapter goes on with the course's own function. (The line `# NBVAL_CHECK_OUTPUT` is a mark for the automatic
 # check; ignore it.)
 #
 # * Your copies of the notebooks lie in `my/`. Nothing ever overwrites them. `course reset 0`, typed in a terminal (*File → New →

@@ -843,8 +843,8 @@ print(f"beta {beta:.3f}, beta-tilde {beta_tilde:.3f}, mean {mu:.3f}")
 # **Exercise 2.5 · ●●● · 20 min · eqs. (2.9) and (2.10)**
 #
 # Write `my_ancestral(D, x, t, s, z)`: a draw from $q(x_s\mid x_t, x_0)$ with $\hat x_0 = D(x, t)$ for $x_0$ and the
-# noise `z`, for all five schedules (not only VP), any $s<t$, and also for $s = 0$. `levels(D, x, t)` returns
-# $\alpha(t)$ and $\sigma(t)$, shaped to multiply `x`.
+# noise `z`, for all five schedules (not only VP), any $s<t$, and also for $s = 0$. Ask $D$ once. `levels(D, x, t)`
+# returns $\alpha(t)$ and $\sigma(t)$, shaped to multiply `x`.
 
 # %% exercise="2.5"
 def my_ancestral(D, x, t, s, z):                                # x, z (B, ...); t, s () or (B,) -> (B, ...)

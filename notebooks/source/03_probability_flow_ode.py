@@ -347,7 +347,7 @@ for n in (50, 200, 800):
 # **Exercise 3.2 · ●●○ · 10 min · eq. (3.7)**
 #
 # Write Heun's step. `velocity(D, x, t)` is the library's copy of your exercise 3.1; `t` and `s` may be one number or
-# one per row.
+# one per row. Two evaluations are enough.
 
 # %% exercise="3.2"
 def my_heun(D, x, t, s, z=None, cond=None):                     # x (B, ...); t, s () or (B,) -> (B, ...); z, cond not used

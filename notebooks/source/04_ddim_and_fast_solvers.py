@@ -182,7 +182,8 @@ print("eq. (4.2) holds for", ", ".join(type(c).__name__ for c in SCHEDULES))
 #
 # Write `my_ddim(D, x, t, s)`: *one Euler step of (4.2)* from $t$ to $s<t$. In words: go from $x$ to $\bar x$, move along
 # the slope $\hat\varepsilon(x_t, t)$ by the difference of the two $\bar\sigma$, and go back from $\bar x$ to $x$, at $s$.
-# `levels(D, x, t)` gives $\alpha_t$ and $\sigma_t$, shaped to multiply `x`, and $\hat x_0=$ `D(x, t)`.
+# `levels(D, x, t)` gives $\alpha_t$ and $\sigma_t$, shaped to multiply `x`, and $\hat x_0=$ `D(x, t)`, which costs
+# one evaluation: ask once.
 
 # %% exercise="4.1"
 def my_ddim(D, x, t, s):                                        # x (B, ...); t, s () or (B,) -> (B, ...)
@@ -572,7 +573,7 @@ print("weights at h = 1.7: constant", f"{1 - (-h).exp():.4f}, slope {h - 1 + (-h
 #
 # Write `my_2m(D, x, ts)`: the whole sampler. `x` is the state at `ts[0]`; walk down all $n$ steps of the grid and return the
 # state at `ts[-1]` (which is above 0). The first step has no step before it and is (4.7); all others are (4.8). Half the
-# log-SNR at time $t$ is `D.schedule.log_snr(t) / 2`. The loop and the levels are given.
+# log-SNR at time $t$ is `D.schedule.log_snr(t) / 2`. The loop and the levels are given. Ask `D` once a step.
 
 # %% exercise="4.4"
 def my_2m(D, x, ts):                                            # x (B, ...), ts (n+1,) -> (B, ...)
@@ -721,7 +722,8 @@ plt.show()
 # **Exercise 4.5 · ●●○ · 12 min · eqs. (4.9) and (4.10)**
 #
 # Write `my_ddim_eta(D, x, t, s, z, eta)`, for all schedules, any $s<t$, and also for $s=0$. Do not clamp what stands
-# under the root: if it were negative, something would be wrong, and a clamp would hide it. Assert it.
+# under the root: if it were negative, something would be wrong, and a clamp would hide it. Assert that it is not. (The check
+# also tries an `eta` that is too large, and expects your assertion to stop it.)
 
 # %% exercise="4.5"
 def my_ddim_eta(D, x, t, s, z, eta):                            # x, z (B, ...); t, s () or (B,) -> (B, ...)
@@ -1129,7 +1131,7 @@ for solver in ("ddim", "DDIM", "dpm_solver_pp, order 2", "DPM-Solver++, order 2"
 #
 # as if $\hat x_0$ and $\hat\varepsilon$ in (4.12) were constants. (Hint: $\bar x = c\,\tilde x/\cos\theta$ and
 # $d\bar\sigma = c\,d\theta/\cos^2\theta$; then use (4.12) for $\tilde x$.) Then write `my_angular(D, x, t, s, c)`: one Euler
-# step of (4.13) from $\theta_t$ to $\theta_s$, and back to $x_s$. `torch.atan2(sigma, c * alpha)` is $\theta$.
+# step of (4.13) from $\theta_t$ to $\theta_s$, and back to $x_s$. `torch.atan2(sigma, c * alpha)` is $\theta$. One evaluation.
 
 # %% exercise="4.6"
 def my_angular(D, x, t, s, c):                                  # x (B, ...); t, s () or (B,); c > 0 -> (B, ...)

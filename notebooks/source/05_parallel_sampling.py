@@ -717,7 +717,7 @@ for name, how in CHOICES.items():
 #
 # Write `my_parareal(nodes, fine, coarse)`: one sweep. `nodes` has the shape $(M+1, B, \dots)$; `fine(m, x)` and
 # `coarse(m, x)` lead $x$ through block $m$, for $m=0,\dots,M-1$. Return the new nodes, the start in front. Write it so
-# that all fine solves *could* run at once: none of them may need a new node.
+# that all fine solves *could* run at once: none of them may need a new node. A block takes one fine solve and two coarse ones.
 
 # %% exercise="5.5"
 def my_parareal(nodes, fine, coarse):                           # (M+1, B, ...) -> (M+1, B, ...)

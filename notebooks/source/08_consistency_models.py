@@ -410,7 +410,7 @@ assert (mean - ddim(D, x_t, t, r)).abs().max() < 0.01                           
 # Write `my_training(f, slow, x0, noise, t, r)`: the loss (8.5) as in `distillation` above, with $x_r$ from the line
 # instead of the teacher. Three things must be right: which noise $x_r$ gets, where no gradient may flow (`slow` may
 # be `f` itself!), and which of the two states teaches. The distance is again `pseudo_huber(difference, 0.1)`, one
-# number a row, and the weight $1/(t-r)$.
+# number a row, and the weight $1/(t-r)$. One evaluation of `f` and one of `slow` do it.
 
 # %% exercise="8.3"
 def my_training(f, slow, x0, noise, t, r):                      # two functions; (B, ...) twice; (B,) twice -> ()
@@ -584,7 +584,7 @@ print(f"t x^2 = {value:.0f} at x = 3, t = 2; if only x moves, at speed 1, it cha
 # **Exercise 8.4 · ●●○ · 8 min · eq. (8.9)**
 #
 # Write `my_rate(f, x, t, slope)`: the total derivative $\frac{d}{dt}f(x_t,t)$ for a growing $t$, where $x$ moves with
-# $dx/dt=$ `slope`. `t` has the shape `(B,)`.
+# $dx/dt=$ `slope`. `t` has the shape `(B,)`. One pass through `f` gives it.
 
 # %% exercise="8.4"
 def my_rate(f, x, t, slope):                                    # function; (B, ...), (B,), (B, ...) -> (B, ...)
@@ -650,7 +650,7 @@ judge("distilled, live", shot, 1)
 #
 # Write the whole sampler `my_sampler(f, x, ts, noise)`: `x` is the state at `ts[0]`, `ts` has $n+1$ falling times of
 # which the last is 0, and `noise[i]` is $z_i$. Return the last state. `levels(f, x, s)` are $\alpha_s$ and
-# $\sigma_s$, shaped to multiply `x`.
+# $\sigma_s$, shaped to multiply `x`. Ask `f` once a step: the last step ends at 0, where nothing is left to ask.
 
 # %% exercise="8.5"
 def my_sampler(f, x, ts, noise):                                # (B, ...), (n+1,), (n, B, ...) -> (B, ...)
@@ -999,7 +999,7 @@ for name, part in (("pure noise", 1), ("between the grid's", 15 / 16), ("half wa
 #
 # **Exercise 8.6 · ●●● · 15 min · eq. (8.11)**
 #
-# Write `my_average(u, z, t, m, r)`: the average velocity from $t$ to $r$, put together from two calls of
+# Write `my_average(u, z, t, m, r)`: the average velocity from $t$ to $r$, put together from two calls, and no more, of
 # `u(z, t, r)`: one for the leg from $t$ to a stop at $m$, with $t>m>r$, and one for the leg from $m$ to $r$. First,
 # on paper: where does the second leg start? How long is each leg, and what is an average velocity of a journey with
 # legs of unequal length? The times have one value per row; `per_row(t - m, z)` multiplies `z`.

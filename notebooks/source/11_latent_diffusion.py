@@ -389,7 +389,8 @@ print(f"told and sketch differ by {relative_l2(told, sketches):.2f} of the sketc
 #
 # **Exercise 11.3 · ●●○ · 12 min · eq. (11.4)**
 #
-# Write `my_draw(D, autoencoder, cond, weight, ts, x)`, where `ts` is a grid of times and `x` the noise, with chapter 06's
+# Write `my_draw(D, autoencoder, cond, weight, ts, x)`, where `ts` is a grid of times and `x` the state at `ts[0]` (noise, if
+# the grid begins at the top), with chapter 06's
 # `guided` and chapter 04's `dpm_solver_pp`: `last(sampler, D, x, ts, cond=...)` runs a sampler, and has the last state as its
 # `.x`. The autoencoder has `encode` and `decode`, which mind the latents' scale, and inside of them `latent` and
 # `reconstruct`, which do not.

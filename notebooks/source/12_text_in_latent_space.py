@@ -308,7 +308,7 @@ for c in (1, 0.3, 0.1, 0.01):
 # **Exercise 12.3 · ●●○ · 15 min · eq. (12.4)**
 #
 # Write `my_rounding_loss(D, numbers, vectors, noise, t)`: make $x_t=\alpha_tx_0+\sigma_t\varepsilon$ of the vectors of
-# the words, ask $D$, and return (12.4) for its prediction. `levels(D, x0, t)` gives $\alpha_t$ and $\sigma_t$ ready to
+# the words, ask $D$ once, and return (12.4) for its prediction. `levels(D, x0, t)` gives $\alpha_t$ and $\sigma_t$ ready to
 # multiply; `nf.cross_entropy(logits, numbers)` wants the shapes `(M, V)` and `(M,)`.
 
 # %% exercise="12.3"
