@@ -510,7 +510,7 @@ plt.show()
 # *Four rows of five: with the weak KL the fixed prior decodes to grey blurs and mixtures, because it asks for places where no
 # garment lives; the diffusion prior decodes to garments, now and then to a mixture. With the stronger KL the fixed prior's
 # row becomes recognisable, often still as mixtures of two garments. The two rows of the diffusion prior hardly differ to
-# the eye: that the weaker KL is better is what the distances of 500 pictures say, not these ten.*
+# the eye: that the weaker KL is better is what the distances of 500 pictures say, not these five.*
 #
 # The folk story is "a VAE needs a strong KL to be a generative model, and pays with blur". Half of it is true: of a model
 # that is to be sampled from a *fixed* prior. With a learnt one the trade is off. What is left is a curve with one
@@ -691,7 +691,7 @@ plt.show()
 
 # %% [markdown]
 # *Three rows of five garments: originals, and the copies of both autoencoders, which look alike: the kinds of garment are
-# there, writing and chequers are not. So much, or so little, do seconds of training give.*
+# there, the writing on the pullover is not. So much, or so little, do seconds of training give.*
 #
 # Two ways to a small latent, and both serve. (That one needs fewer bits here is no verdict: the KL is so weak that it does
 # not economise, because nobody has to pay for these bits.) For the diffusion model there is hardly a difference: the
