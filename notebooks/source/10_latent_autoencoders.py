@@ -117,14 +117,14 @@ some = torch.randperm(len(held_out.images), generator=seeded(2))[:64]
 originals = held_out.images[some]
 z_emoji = encode_all(emoji, originals)                          # (64, 4, 16, 16)
 with torch.no_grad():
-    copies = emoji.decode(z_emoji[:5].to(device)).cpu()
-plotting.image_rows([originals[:5], copies], ["original", "round trip"])
+    copies = emoji.decode(z_emoji[:4].to(device)).cpu()
+plotting.image_rows([originals[:4], copies], ["original", "round trip"])
 plt.show()
 print("PSNR in dB, over {} held-out emoji: all pixels {psnr:.1f}, pixels that are not white {psnr_drawn:.1f}".format(
     len(originals), **reconstruction(emoji, originals)))
 
 # %% [markdown]
-# *Two rows of five emoji: above the originals, below what the decoder makes of their latents. Shapes and flat colours come
+# *Two rows of four emoji: above the originals, below what the decoder makes of their latents. Shapes and flat colours come
 # back; small things suffer: the penguin's eyes, the star above the door, the belts of the swimsuit.*
 #
 # Look at the second number. A large part of every emoji is white paper, which is easy to copy, and an average over all
@@ -502,15 +502,15 @@ reveal("10.1")
 
 # %%
 weak, middling = studies[0.01], studies[10.0]
-plotting.image_rows([weak["fixed"][:6], weak["learnt"][:6], middling["fixed"][:6], middling["learnt"][:6]],
+plotting.image_rows([weak["fixed"][:5], weak["learnt"][:5], middling["fixed"][:5], middling["learnt"][:5]],
                     ["β 0.01, N(0, I)", "β 0.01, diffusion", "β 10, N(0, I)", "β 10, diffusion"])
 plt.show()
 
 # %% [markdown]
-# *Four rows of six: with the weak KL the fixed prior decodes to grey blurs and mixtures, because it asks for places where no
+# *Four rows of five: with the weak KL the fixed prior decodes to grey blurs and mixtures, because it asks for places where no
 # garment lives; the diffusion prior decodes to garments, now and then to a mixture. With the stronger KL the fixed prior's
 # row becomes recognisable, often still as mixtures of two garments. The two rows of the diffusion prior hardly differ to
-# the eye: that the weaker KL is better is what the distances of 500 pictures say, not these ten.*
+# the eye: that the weaker KL is better is what the distances of 500 pictures say, not these five.*
 #
 # The folk story is "a VAE needs a strong KL to be a generative model, and pays with blur". Half of it is true: of a model
 # that is to be sampled from a *fixed* prior. With a learnt one the trade is off. What is left is a curve with one
@@ -686,12 +686,12 @@ bits = {"KL": (mean.square() + log_var.exp() - 1 - log_var).sum().item() / 2 / l
 for name, pictures in copied.items():
     print(f"{name:14} PSNR {psnr(pictures, some_garments):.1f} dB, about {bits[name]:5.0f} bits a picture")
 print(f"codes in use: {used:.0%}, in effect {perplexity:.0f} of 256")
-plotting.image_rows([some_garments[:6], *(pictures[:6] for pictures in copied.values())], ["original", *copied])
+plotting.image_rows([some_garments[:5], *(pictures[:5] for pictures in copied.values())], ["original", *copied])
 plt.show()
 
 # %% [markdown]
-# *Three rows of six garments: originals, and the copies of both autoencoders, which look alike: the kinds of garment are
-# there, writing and chequers are not. So much, or so little, do seconds of training give.*
+# *Three rows of five garments: originals, and the copies of both autoencoders, which look alike: the kinds of garment are
+# there, the writing on the pullover is not. So much, or so little, do seconds of training give.*
 #
 # Two ways to a small latent, and both serve. (That one needs fewer bits here is no verdict: the KL is so weak that it does
 # not economise, because nobody has to pay for these bits.) For the diffusion model there is hardly a difference: the
