@@ -1,5 +1,6 @@
 """Predict before running: a choice is recorded, then confronted with the result."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def predict(id: str, choice: str) -> None:
 def reveal(id: str) -> None:
     """Confront the recorded choice for prediction `id` with the result; without a choice, give the answer.
 
-    Prints one line. Raises ValueError if there is no such prediction.
+    Raises ValueError if there is no such prediction.
     """
     question = banks.prediction(id)
     choice, why = _choices.get(id), question.because.get(question.answer, "")
@@ -55,7 +56,7 @@ def reveal(id: str) -> None:
         line = f"{id} ✓ {choice}, as you predicted. {why}"
     else:
         line = f"{id} ✗ you predicted {choice}; it is {question.answer}. {question.because[choice]} {why}"
-    print(" ".join(line.split()))
+    print(textwrap.fill(line, 110))                 # as wide as a cell; there, a longer line breaks inside words
 
 
 def _listed(letters: list[str]) -> str:
