@@ -32,7 +32,7 @@
 #
 # Allow an hour and a half: one hour for the exercises, the rest for reading. The end of section 3 is a good place for a break.
 #
-# Here is what you will have built, for four captions. The last two stand under no picture of the training set.
+# Here is what you will have built, for three captions. The last two stand under no picture of the training set.
 
 # %%
 import math
@@ -74,14 +74,14 @@ SAID = ["red apple 3d", "grinning face noto", "yellow heart twemoji", "pizza not
         "green apple flat", "purple heart flat", "blue apple 3d", "sofa flat"]
 cond = torch.stack([text.caption(said)[0] for said in SAID]).to(device)
 teacher, autoencoder = (recipes.load(name, device) for name in ("emoji_latent_teacher", "emoji_autoencoder"))
-first = draw(guided(teacher, 2.0), autoencoder.decode, (4, 4, 16, 16), cond[::2], seed=14, device=device)
-for ax, picture, said in zip(plotting.panels(4, size=2.0), first, SAID[::2]):
+first = draw(guided(teacher, 2.0), autoencoder.decode, (3, 4, 16, 16), cond[2::2], seed=14, device=device)
+for ax, picture, said in zip(plotting.panels(3, size=2.2), first, SAID[2::2]):
     plotting.image_grid(picture[None], 1, ax)
     ax.set_title(said)
 plt.show()
 
 # %% [markdown]
-# *Four drawings under their captions, from noise that nobody selected.*
+# *Three drawings under their captions, from noise that nobody selected.*
 #
 # ## The failing case
 #
@@ -390,10 +390,9 @@ print(f"told and sketch differ by {relative_l2(told, sketches):.2f} of the sketc
 # **Exercise 11.3 · ●●○ · 12 min · eq. (11.4)**
 #
 # Write `my_draw(D, autoencoder, cond, weight, ts, x)`, where `ts` is a grid of times and `x` the state at `ts[0]` (noise, if
-# the grid begins at the top), with chapter 06's
-# `guided` and chapter 04's `dpm_solver_pp`: `last(sampler, D, x, ts, cond=...)` runs a sampler, and has the last state as its
-# `.x`. The autoencoder has `encode` and `decode`, which mind the latents' scale, and inside of them `latent` and
-# `reconstruct`, which do not.
+# the grid begins at the top), with chapter 06's `guided` and chapter 04's `dpm_solver_pp`: `last(sampler, D, x, ts, cond=...)`
+# runs a sampler, and has the last state as its `.x`. The autoencoder has `encode` and `decode`, which mind the latents' scale,
+# and inside of them `latent` and `reconstruct`, which do not.
 
 # %% exercise="11.3"
 def my_draw(D, autoencoder, cond, weight, ts, x):               # captions (B, 12), noise (B, 4, 16, 16) -> (B, 3, 64, 64)
@@ -869,7 +868,7 @@ reveal("11.5")
 # something else than the small picture says. Our upscaler had $\tau=0.1$ in training (`recipes.upscaling_loss`), so we add
 # that much in use, too: a clean $c$ would be unlike all that it was trained with. It hears no words and is not guided: the
 # small picture tells it all. **The cascade at work, for the first
-# six captions, of which four are shown:**
+# six captions, of which three are shown:**
 
 # %%
 small_teacher, upscaler = (recipes.load(name, device) for name in ("emoji_small_teacher", "emoji_upscaler"))
@@ -884,7 +883,7 @@ cascade_seconds = (time.perf_counter() - begin) / 6
 
 # %%
 enlarged = torch.nn.functional.interpolate(small, size=64, mode="nearest")
-plotting.image_rows([enlarged[:4], large[:4]], ["16 × 16", "upscaled"])
+plotting.image_rows([enlarged[:3], large[:3]], ["16 × 16", "upscaled"])
 plt.show()
 print(f"a picture: {cascade_seconds:.2f} s by the cascade, {seconds:.2f} s by latents, with {len(ts) - 1} steps for each network")
 for name in ("emoji_small_teacher", "emoji_upscaler", "emoji_latent_teacher"):
@@ -894,8 +893,8 @@ print(f"a training step of the second network, a picture: {upscaler_cost:.3f} s 
       "autoencoder")
 
 # %% [markdown]
-# *Two rows of four: small pictures, and what the upscaler makes of them. The same captions, drawn by way of latents, are the
-# first four of the eight in section 2.*
+# *Two rows of three: small pictures, and what the upscaler makes of them. The same captions, drawn by way of latents, are the
+# first three of the eight in section 2.*
 #
 # What the upscaler adds is modest: edges become smoother, and lines that the small picture does not show do not appear. What
 # the first network got wrong, the second cannot mend: an upscaled blob is a smooth blob. Which way is better is not decided by
