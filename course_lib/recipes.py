@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -45,16 +46,17 @@ SENTENCES = ("sentences.txt.xz", "words.npz")
 
 
 def recipe(build: Callable[[], nn.Module], steps: int, reads: tuple[str, ...] = (), start: str | None = None,
-           int8: bool = False, merit: str = "test_loss", sign: int = -1, space: bool = False) -> Callable:
+           int8: bool = False, merit: str = "test_loss", sign: int = -1, fixed: bool = False) -> Callable:
     """Register a recipe under its function's name, with the model it trains, its full number of steps and its start.
 
     reads: the files of data/ and the other recipes that its weights depend on. int8: for large or many models, whose files then
     are half as long (see `packed`). merit: the metric that says which weights are better; sign: 1 if more of it is, -1 if less.
-    space: does it make the latent space of other recipes? They fit no other one, so what ships stays in use.
+    fixed: does more hang on just these weights, as latent models on their autoencoder and all figures on their judge? Then what
+    ships stays in use.
     """
     def register(function: Callable) -> Callable:
         function.build, function.steps, function.start, function.int8 = build, steps, start, int8
-        function.reads, function.merit, function.sign, function.space = reads, merit, sign, space
+        function.reads, function.merit, function.sign, function.fixed = reads, merit, sign, fixed
         RECIPES[function.__name__] = function
         return function
 
@@ -62,7 +64,7 @@ def recipe(build: Callable[[], nn.Module], steps: int, reads: tuple[str, ...] = 
 
 
 # ---------------------------------------------------------------------------------------------- Fashion-MNIST
-@recipe(build=Classifier, steps=2000, reads=CLOTHES, merit="test_accuracy", sign=1)
+@recipe(build=Classifier, steps=2000, reads=CLOTHES, merit="test_accuracy", sign=1, fixed=True)
 def fashion_classifier(model: nn.Module, device, **run) -> tuple[Trained, dict[str, float]]:
     """Classifier of Fashion-MNIST: judges samples, and its features carry the Frechet distance."""
     trained = run_training(shifted_cross_entropy, model, data.fashion_mnist("train"), batch=128, lr=2e-3,
@@ -207,7 +209,7 @@ def ring_continuous(model: Student, device, **run) -> tuple[Trained, dict[str, f
 
 
 # ---------------------------------------------------------------------------------------------- emoji
-@recipe(build=KLAutoencoder, steps=12_000, reads=EMOJI, merit="psnr", sign=1, space=True)
+@recipe(build=KLAutoencoder, steps=12_000, reads=EMOJI, merit="psnr", sign=1, fixed=True)
 def emoji_autoencoder(model: KLAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
     """Emoji to 16 x 16 latents of 4 channels and back; the KL is very weak, as reconstruction is what matters."""
     images = data.emoji("train").images
@@ -346,7 +348,7 @@ def upscaling_loss(model: Preconditioned, x0: Tensor, generator: torch.Generator
 
 # ---------------------------------------------------------------------------------------------- sentences
 @recipe(build=lambda: text.SentenceAutoencoder(text.vocabulary().vectors), steps=4000, reads=SENTENCES,
-        merit="noisy_sentences", sign=1, space=True)
+        merit="noisy_sentences", sign=1, fixed=True)
 def sentence_autoencoder(model: text.SentenceAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
     """Sentences of up to sixteen words to 4x4 latents and back."""
     numbers = text.tokens(data.sentences("train"))
@@ -398,8 +400,8 @@ def checkpoints() -> Path:
 
 
 def own() -> Path:
-    """The folder of the weights that a learner trained; no file of it belongs to git."""
-    return data.ROOT / "my" / "weights"
+    """The folder of the weights that a learner trained, $COURSE_WEIGHTS or my/weights; no file of it belongs to git."""
+    return Path(os.environ.get("COURSE_WEIGHTS") or data.ROOT / "my" / "weights")
 
 
 def entries(folder: Path) -> dict[str, dict]:
@@ -421,10 +423,10 @@ def listed(folder: Path | None = None) -> list[tuple[Path, dict]]:
 def best(name: str, folder: Path | None = None) -> tuple[Path, dict]:
     """Of the weights that a recipe has in a folder, or in both, the best by its figure of merit: the file and its entry.
 
-    Where other recipes learn in the latent space of this one, those that ship, unless a folder is given. Of files that are gone
-    another takes the place. Raises ValueError for an unknown name, FileNotFoundError if none are listed.
+    Where more hangs on just those that ship, they, unless a folder is given. Of files that are gone another takes the place.
+    Raises ValueError for an unknown name, FileNotFoundError if none are listed.
     """
-    return _best(name, folder or (checkpoints() if known(name).space else None))
+    return _best(name, folder or (checkpoints() if known(name).fixed else None))
 
 
 def _best(name: str, folder: Path | None) -> tuple[Path, dict]:
@@ -440,8 +442,8 @@ def _best(name: str, folder: Path | None) -> tuple[Path, dict]:
 
 def _merit(function: Callable, entry: dict) -> float:
     """The more the better; nothing is worse than what is no number."""
-    value = function.sign * entry["metrics"].get(function.merit, math.nan)
-    return -math.inf if math.isnan(value) else value
+    value = entry["metrics"].get(function.merit)
+    return function.sign * value if isinstance(value, (int, float)) and not math.isnan(value) else -math.inf
 
 
 def manifest(folder: Path | None = None) -> dict[str, dict]:
@@ -590,6 +592,6 @@ def standing(path: Path) -> str:
     told = f"{path}: {merit} ({'more' if function.sign > 0 else 'less'} is better). "
     if chosen.exists() and chosen.samefile(path):
         return told + f"The course's notebooks use it from now on, as the best weights that {name} has."
-    why = ": what else ships was trained in its latent space" if function.space else ""
+    why = ": more hangs on those" if function.fixed else ""
     return told + (f"The course's notebooks go on with {chosen}, {its_merit}{why}. "
                    f"The new ones stay where they are; recipes.load can be told their folder.")

@@ -115,6 +115,8 @@ def shipped(stored, monkeypatch):
     folder, model = stored
     monkeypatch.setattr(data, "ROOT", folder / "course")
     monkeypatch.setattr(recipes, "checkpoints", lambda: folder)
+    monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "fixed", False)
+    monkeypatch.delenv("COURSE_WEIGHTS")
     return folder, model
 
 
@@ -185,15 +187,15 @@ def test_the_best_weights_are_used_and_none_are_lost(shipped):
     assert all(torch.equal(v, (model.state_dict()[k] + 0.2).half().float()) for k, v in bias.items())
 
 
-def test_of_a_latent_space_the_one_that_ships_stays_in_use(shipped, monkeypatch):
-    """Other models that ship were trained in it: beside a learner's, better or not, they would draw nothing."""
+def test_of_what_more_hangs_on_the_one_that_ships_stays_in_use(shipped, monkeypatch):
+    """Latent models draw nothing in another space, and distances of two judges do not compare."""
     folder, model = shipped
-    assert [name for name in recipes.RECIPES if recipes.RECIPES[name].space] == ["emoji_autoencoder", "sentence_autoencoder"]
-    monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "space", True)
+    assert [name for name in recipes.RECIPES if recipes.RECIPES[name].fixed] == ["emoji_autoencoder", "sentence_autoencoder"]
+    monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "fixed", True)                 # as it is, but for this fixture
     path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
     assert recipes.best("fashion_classifier")[0] == folder / path.name
     assert recipes.best("fashion_classifier", path.parent)[0] == path
-    assert f"go on with {folder / path.name}, test_accuracy 0.1: what else ships was trained" in recipes.standing(path)
+    assert f"go on with {folder / path.name}, test_accuracy 0.1: more hangs on those" in recipes.standing(path)
     assert recipes._best("fashion_classifier", None)[0] == path, "with which --further begins"
 
 

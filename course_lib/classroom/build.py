@@ -239,7 +239,7 @@ def _execute(root: Path, name: str, notebook: NotebookNode) -> list[str]:
                                 store_widget_state=False, coalesce_streams=True,
                                 resources={"metadata": {"path": folder}})
         try:
-            client.execute(env=notebooks.environment(root, COURSE_SCALE="quick"))
+            client.execute(env=notebooks.environment(root, COURSE_SCALE="quick", COURSE_WEIGHTS=folder))
         except CellExecutionError as error:
             raise ValueError(f"{name}: a cell of the solution failed\n{error}") from error
     notebook.metadata["language_info"] = dict(_LANGUAGE)

@@ -162,8 +162,9 @@ def _kernel(root: Path, folder: Path, notebook) -> Iterator[NotebookClient]:
     """
     (empty := folder / "empty").mkdir()
     (settings := folder / "settings").mkdir()
-    environment = notebooks.environment(root, COURSE_SCALE="quick", IPYTHONDIR=str(settings), JUPYTER_CONFIG_DIR=str(settings),
-                                        JUPYTER_CONFIG_PATH="", MPLBACKEND="module://matplotlib_inline.backend_inline")
+    environment = notebooks.environment(root, COURSE_SCALE="quick", COURSE_WEIGHTS=str(empty),
+                                        IPYTHONDIR=str(settings), JUPYTER_CONFIG_DIR=str(settings), JUPYTER_CONFIG_PATH="",
+                                        MPLBACKEND="module://matplotlib_inline.backend_inline")
     environment.pop("PYTHONSTARTUP", None)          # IPython would run it
     silent = logging.getLogger("course.check")
     silent.addHandler(logging.NullHandler())
