@@ -45,15 +45,16 @@ SENTENCES = ("sentences.txt.xz", "words.npz")
 
 
 def recipe(build: Callable[[], nn.Module], steps: int, reads: tuple[str, ...] = (), start: str | None = None,
-           int8: bool = False, merit: str = "test_loss", sign: int = -1) -> Callable:
+           int8: bool = False, merit: str = "test_loss", sign: int = -1, space: bool = False) -> Callable:
     """Register a recipe under its function's name, with the model it trains, its full number of steps and its start.
 
     reads: the files of data/ and the other recipes that its weights depend on. int8: for large or many models, whose files then
     are half as long (see `packed`). merit: the metric that says which weights are better; sign: 1 if more of it is, -1 if less.
+    space: does it make the latent space of other recipes? They fit no other one, so what ships stays in use.
     """
     def register(function: Callable) -> Callable:
         function.build, function.steps, function.start, function.int8 = build, steps, start, int8
-        function.reads, function.merit, function.sign = reads, merit, sign
+        function.reads, function.merit, function.sign, function.space = reads, merit, sign, space
         RECIPES[function.__name__] = function
         return function
 
@@ -206,7 +207,7 @@ def ring_continuous(model: Student, device, **run) -> tuple[Trained, dict[str, f
 
 
 # ---------------------------------------------------------------------------------------------- emoji
-@recipe(build=KLAutoencoder, steps=12_000, reads=EMOJI, merit="psnr", sign=1)
+@recipe(build=KLAutoencoder, steps=12_000, reads=EMOJI, merit="psnr", sign=1, space=True)
 def emoji_autoencoder(model: KLAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
     """Emoji to 16 x 16 latents of 4 channels and back; the KL is very weak, as reconstruction is what matters."""
     images = data.emoji("train").images
@@ -345,7 +346,7 @@ def upscaling_loss(model: Preconditioned, x0: Tensor, generator: torch.Generator
 
 # ---------------------------------------------------------------------------------------------- sentences
 @recipe(build=lambda: text.SentenceAutoencoder(text.vocabulary().vectors), steps=4000, reads=SENTENCES,
-        merit="noisy_sentences", sign=1)
+        merit="noisy_sentences", sign=1, space=True)
 def sentence_autoencoder(model: text.SentenceAutoencoder, device, **run) -> tuple[Trained, dict[str, float]]:
     """Sentences of up to sixteen words to 4x4 latents and back."""
     numbers = text.tokens(data.sentences("train"))
@@ -420,12 +421,17 @@ def listed(folder: Path | None = None) -> list[tuple[Path, dict]]:
 def best(name: str, folder: Path | None = None) -> tuple[Path, dict]:
     """Of the weights that a recipe has in a folder, or in both, the best by its figure of merit: the file and its entry.
 
-    Raises ValueError for an unknown name, FileNotFoundError if none are listed. Of files that are gone another takes the place.
+    Where other recipes learn in the latent space of this one, those that ship, unless a folder is given. Of files that are gone
+    another takes the place. Raises ValueError for an unknown name, FileNotFoundError if none are listed.
     """
+    return _best(name, folder or (checkpoints() if known(name).space else None))
+
+
+def _best(name: str, folder: Path | None) -> tuple[Path, dict]:
     function = known(name)
     found = [(path, entry) for path, entry in listed(folder) if entry["recipe"] == name]
     if not found:
-        checkout = "" if folder else "`git checkout -- data/checkpoints/manifest.json`, or "
+        checkout = "" if folder not in (None, checkpoints()) else "`git checkout -- data/checkpoints/manifest.json`, or "
         raise FileNotFoundError(f"{(folder or checkpoints()) / 'manifest.json'} does not list {name}. To get it back: "
                                 f"{checkout}train it: `course train {name}`")
     there = [each for each in found if each[0].is_file()] or found
@@ -456,14 +462,20 @@ def load(name: str, device: torch.device | str | None = "cpu", folder: Path | No
 
     Raises ValueError for an unknown name or device or a file whose sum is wrong, FileNotFoundError if it is not there.
     """
-    model, (path, entry), device = known(name).build(), best(name, folder), chosen_device(device)
+    device = chosen_device(device)
+    # convolutions on a CPU run about a quarter faster with the channels last in memory; nothing else changes
+    model = _loaded(name, *best(name, folder)).to(device, memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
+
+
+def _loaded(name: str, path: Path, entry: dict) -> nn.Module:
+    model = known(name).build()
     files.verify(path, entry["sha256"], _advice(name, path))
     try:
         model.load_state_dict(unpacked(load_file(path)))
     except RuntimeError as error:
         raise ValueError(f"{path} is not of the network that the recipe {name} has now; move it elsewhere") from error
-    # convolutions on a CPU run about a quarter faster with the channels last in memory; nothing else changes
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model
 
 
 def _advice(name: str, path: Path) -> str:
@@ -532,8 +544,8 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
         torch.manual_seed(0)  # the initial weights
         model, before = function.build(), {}
         if further:
-            before = best(name, out and folder)[1]
-            model.load_state_dict(load(name, folder=out and folder).state_dict())
+            path, before = _best(name, out and folder)
+            model.load_state_dict(_loaded(name, path, before).state_dict())
         elif function.start:                                   # what its own network is told besides, it has to learn itself
             model.load_state_dict(model.state_dict() | load(function.start).state_dict())
         read = sums((*function.reads, *filter(None, [function.start])))
@@ -576,7 +588,8 @@ def standing(path: Path) -> str:
     function = known(name)
     merit, its_merit = (f"{function.merit} {each['metrics'][function.merit]:.4g}" for each in (entry, its))
     told = f"{path}: {merit} ({'more' if function.sign > 0 else 'less'} is better). "
-    if chosen == path:
+    if chosen.exists() and chosen.samefile(path):
         return told + f"The course's notebooks use it from now on, as the best weights that {name} has."
-    return told + (f"The course's notebooks go on with {chosen}, {its_merit}. "
+    why = ": what else ships was trained in its latent space" if function.space else ""
+    return told + (f"The course's notebooks go on with {chosen}, {its_merit}{why}. "
                    f"The new ones stay where they are; recipes.load can be told their folder.")

@@ -185,6 +185,25 @@ def test_the_best_weights_are_used_and_none_are_lost(shipped):
     assert all(torch.equal(v, (model.state_dict()[k] + 0.2).half().float()) for k, v in bias.items())
 
 
+def test_of_a_latent_space_the_one_that_ships_stays_in_use(shipped, monkeypatch):
+    """Other models that ship were trained in it: beside a learner's, better or not, they would draw nothing."""
+    folder, model = shipped
+    assert [name for name in recipes.RECIPES if recipes.RECIPES[name].space] == ["emoji_autoencoder", "sentence_autoencoder"]
+    monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "space", True)
+    path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    assert recipes.best("fashion_classifier")[0] == folder / path.name
+    assert recipes.best("fashion_classifier", path.parent)[0] == path
+    assert f"go on with {folder / path.name}, test_accuracy 0.1: what else ships was trained" in recipes.standing(path)
+    assert recipes._best("fashion_classifier", None)[0] == path, "with which --further begins"
+
+
+def test_weights_in_a_relative_folder_are_known_as_those_in_use(shipped, monkeypatch):
+    _, model = shipped
+    path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    monkeypatch.chdir(recipes.own().parent)
+    assert "use it from now on" in recipes.standing(Path("weights", path.name))
+
+
 def test_weights_that_no_manifest_lists_are_not_written_over(stored):
     folder, model = stored
     (folder / "manifest.json").unlink()

@@ -196,7 +196,7 @@ def _statement(index: int, line: int, text: str, nodes: list[ast.stmt]) -> State
     top = symtable.symtable(text, "cell", "exec")
     now = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
     later = {symbol.get_name() for table in _tables(top) for symbol in table.get_symbols()
-             if symbol.is_global() and symbol.is_referenced()}
+             if symbol.is_global() and (symbol.is_referenced() or symbol.is_declared_global())}    # global n; n += 1
     binds = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     stars = {"*" for node in nodes for part in ast.walk(node) if isinstance(part, ast.alias) and part.name == "*"}
     return Statement(index, line, text, " ".join(map(ast.dump, nodes)), frozenset(binds | stars), _changed(nodes),
@@ -284,11 +284,14 @@ class _Work:
         chosen = ([s for s in defining if check and s.order <= check] or defining)[-1]
         whole = self._is_clean(task, chosen)
         roots = [s for s in self.cells[chosen.cell] if s.dump not in self.shipped] if whole else [chosen]
+        end = check or (len(self.cells), 0)
+        finish = [s for s in self.own if task.name in s.changes and chosen.order < s.order < end and s not in roots]
+        roots += finish
         needed = frozenset().union(*(s.uses for s in roots)) - task.known - _ALWAYS_THERE
         if task.name not in chosen.uses_now:
             needed -= {task.name}
-        used = self._used(needed, roots, task, check or (len(self.cells), 0))
-        after = [s for s in used if task.name in s.uses_now and s.order > chosen.order]
+        used = self._used(needed, roots, task, end)
+        after = sorted([*finish, *self._after(task, chosen, roots, used)], key=lambda s: s.order)
         source = self.notebook["cells"][chosen.cell]["source"] if whole else chosen.text
         left = [s.cell for s in defining if s not in used and s.dump != chosen.dump and not (whole and s.cell == chosen.cell)]
         return Found(task.id, "\n".join([source, *(s.text for s in after)]), self.place(chosen.cell),
@@ -301,9 +304,10 @@ class _Work:
         made = []
         for s in self.all:
             for name, id, call in s.calls:
-                if (name, id) != ("exercise", task.id) or len(call.args) != 2:
+                given = [*call.args[1:], *(keyword.value for keyword in call.keywords if keyword.arg == "function")]
+                if (name, id) != ("exercise", task.id) or len(given) != 1:
                     continue
-                given = call.args[1]
+                [given] = given
                 defined = {name for other in self.own for name in other.binds} - {task.name}
                 if not isinstance(given, ast.Name) or given.id in defined:
                     text = f"{task.name} = {ast.unparse(given)}"
@@ -342,6 +346,18 @@ class _Work:
                 return sorted(used, key=lambda s: s.order)
             used |= more
             needed = needed | frozenset().union(*(s.uses for s in more)) - task.known - _ALWAYS_THERE
+
+    def _after(self, task: Task, chosen: Statement, roots: list[Statement], used: list[Statement]) -> list[Statement]:
+        """Those of `used` that stay below the answer, as `SCALE = 2` does after `def answer(x, scale=SCALE)`.
+
+        What it needs at once and nothing above it defines goes before it all the same, with what that needs in turn.
+        """
+        above, below = ([s for s in used if (s.order > chosen.order) == late] for late in (False, True))
+        there = frozenset().union({task.name}, *(s.binds for s in above))
+        early, at_once = [], frozenset().union(*(s.uses_now for s in roots)) - there
+        while (more := [s for s in below if s.binds & at_once and task.name not in s.uses_now]) != early:
+            early, at_once = more, at_once.union(*(s.uses for s in more)) - there
+        return [s for s in below if s not in early]
 
     def _in_text(self, task: Task) -> list[str]:
         """Cells that define the name but are text, so that no kernel runs them."""

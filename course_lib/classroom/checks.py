@@ -18,6 +18,7 @@ import linecache
 import numbers
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
     except TimeUp:
         return Verdict("wrong", f"stopped after {task.seconds:g} seconds: is there a loop that never ends, or one "
                                 "over elements that a tensor operation could replace?")
-    if any(isinstance(outcome.error, NotImplementedError) for outcome in yours):
+    if any(_is_of_a_stub(outcome.error) for outcome in yours):
         return Verdict("untried")
     expected = _expected(task)
     wrong = [i for i, (y, e) in enumerate(zip(yours, expected)) if _trouble(task, y, e)]
@@ -157,19 +158,32 @@ def _judge(task: Exercise, function: Callable) -> Verdict:
 def _others(task: Exercise, function: Callable):
     """Meanwhile, the names by which `function` may call answers to the chapter's other exercises mean the course's own.
 
-    Such an answer is known by itself, and by its name: its cell may have been run again, without the check.
+    Such an answer is known by itself, and by its name and parameters: its cell may have been run again, without the
+    check. Another function may have taken its name since, a helper perhaps; that one stays. So does an answer that takes
+    more than the course's own does: it may be called with that.
     """
     names, own = _globals(function), {}
     for id, answer in _answers.items():
-        if id != task.id and id.split(".")[0] == task.id.split(".")[0]:
-            own |= {name: banks.exercise(id).reference for name, value in list(names.items())
-                    if value is answer or (callable(value) and name == getattr(answer, "__name__", None))}
+        if id == task.id or id.split(".")[0] != task.id.split(".")[0]:
+            continue
+        reference, takes = banks.exercise(id).reference, _parameters(answer)
+        if takes and set(takes) <= set(_parameters(reference) or ()):
+            own |= {name: reference for name, value in list(names.items())
+                    if value is answer or (name == getattr(answer, "__name__", None) and _parameters(value) == takes)}
     before = {name: names[name] for name in own}
     names.update(own)
     try:
         yield
     finally:
         names.update(before)
+
+
+def _parameters(value) -> list[str] | None:
+    """The names of what a function takes; None where nothing is known of them."""
+    try:
+        return list(inspect.signature(value).parameters)
+    except (TypeError, ValueError):         # no function; one that is not written in Python
+        return None
 
 
 def _globals(function) -> dict:
@@ -536,16 +550,26 @@ def _where(error: BaseException) -> str:
     message = " ".join(str(error).split())[:200]
     trace, lines = error.__traceback__, []
     while trace is not None:
-        code = trace.tb_frame.f_code
-        if "site-packages" not in code.co_filename and not code.co_filename.startswith(_here()):
-            lines.append(linecache.getline(code.co_filename, trace.tb_lineno).strip())
+        if _is_learners(trace.tb_frame):
+            lines.append(linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip())
         trace = trace.tb_next
     at = next((f" at `{line}`" for line in reversed(lines) if line), "")
     return f"{type(error).__name__}{': ' if message else ''}{message}{at}"
 
 
-def _here() -> str:
-    return __file__.rsplit("classroom", 1)[0]          # course_lib/: frames of the library are not the learner's
+def _is_learners(frame) -> bool:
+    """Does a frame run a learner's code, neither the library's nor a package's (on Debian and Colab in dist-packages)?"""
+    file, here = frame.f_code.co_filename, __file__.rsplit("classroom", 1)[0]
+    return not (file.startswith(here) or "site-packages" in file or "dist-packages" in file)
+
+
+def _is_of_a_stub(error: BaseException | None) -> bool:
+    """Was it raised by a `raise NotImplementedError` of the learner's notebook? Torch raises this kind of error, too."""
+    if not isinstance(error, NotImplementedError):
+        return False
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    line = linecache.getline(frame.f_code.co_filename, number)
+    return _is_learners(frame) and ("NotImplementedError" in line or not line)
 
 
 def _help(task: Exercise, failures: int) -> str:

@@ -179,7 +179,7 @@ for r in (r for r in shipped_rows if r.method in ("latent_training_step", "pixel
 race = [r for r in shipped_rows if r.metric == "kernel_distance" and r.method.endswith(" s")]
 in_latents, in_pixels = (sorted((r.train_seconds, r.value) for r in race if r.method.startswith(space))
                          for space in ("latent", "pixel"))
-figure, ax = plt.subplots(figsize=(6.4, 3.2))
+figure, ax = plt.subplots(figsize=(5.8, 2.8))
 looks = plotting.looks(["on latents", "on pixels"])
 for name, curve in (("on latents", in_latents), ("on pixels", in_pixels)):
     ax.plot(*zip(*curve), **looks[name], label=name)
@@ -578,7 +578,7 @@ for name, order in (("DDIM", 1), ("DPM-Solver++(2M)", 2)):
         errors[name, n] = relative_l2(z, fine), relative_l2(autoencoder.decode(z), autoencoder.decode(fine))
 
 # %%
-figure, ax = plt.subplots(figsize=(7, 3.0))
+figure, ax = plt.subplots(figsize=(6.4, 2.8))
 looks = plotting.looks([(name, where) for name in ("DDIM", "DPM-Solver++(2M)") for where in (0, 1)])
 for name in ("DDIM", "DPM-Solver++(2M)"):
     for where in (0, 1):
@@ -764,12 +764,12 @@ nearest = apart.argmin(1)
 print(f"{len(tiny):,} training pictures; distance to the nearest, median: drawings {apart.amin(1).median():.1f}, "
       f"real ones to their nearest neighbour {among_real.median():.1f}; the nearest is the one asked for: "
       f"{(nearest == asked).float().mean():.0%}")
-plotting.image_rows([answers[:3], train_set.images[nearest[:3]], train_set.images[asked[:3]]],
+plotting.image_rows([answers[1:3], train_set.images[nearest[1:3]], train_set.images[asked[1:3]]],
                     ["drawn", "nearest in\ntraining", "asked for"])
 plt.show()
 
 # %% [markdown]
-# *Three rows of three: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
+# *Three rows of two: drawings for seen captions; the nearest of all training pictures; the picture of that name and style.*
 #
 # Read the two medians together. If drawings were much nearer to the training set than real emoji are to one another, they
 # would be copies. They lie farther off, so as a rule they are not copies in pixels; but for half of them the nearest is the

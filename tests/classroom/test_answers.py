@@ -1,6 +1,7 @@
 """Answers are found by what they define and by the check that follows, whatever an editor or the learner did to the cells."""
 
 import pytest
+import torch
 from nbformat import v4
 
 from course_lib.classroom import answers, copies, notebooks
@@ -147,6 +148,36 @@ def test_a_definition_that_wraps_an_earlier_one(pristine, mine):
     put(mine, "my_shift = twice(my_shift)", before="check-97-2")
     one = answers.find(pristine, mine)["97.2"]
     assert run(one)["my_shift"](1, 2) == 3 and one.left == ()
+
+
+PRODUCT = "slope.reshape(-1, *[1] * (x.ndim - 1)) * x"
+
+
+@pytest.mark.parametrize("cells", [
+    ["ONE = 1", "def my_line(x, slope, one=ONE):\n    return slope.reshape(-1, *[one] * (x.ndim - 1)) * x", "ONE = 7"],
+    ["def line(x, slope):\n    return " + PRODUCT, "my_line = line", "def line(x):\n    return x"],
+    ["class Line:\n    def __call__(self, x, slope):\n        return slope.reshape(-1, *[self.one] * (x.ndim - 1)) * x",
+     "my_line = Line()", "my_line.one = 1"],
+    ["def spread(slope, x):\n    return slope", "def my_line(x, slope):\n    return spread(slope, x) * x",
+     "def spread(slope, x):\n    return slope.reshape(-1, *[1] * (x.ndim - 1))"],
+    ["@plain\ndef my_line(x, slope):\n    return " + PRODUCT, "def plain(f):\n    return same(f)",
+     "def same(f):\n    return f"],
+    ["calls = 0", "def my_line(x, slope):\n    global calls\n    calls += 1\n    return " + PRODUCT],
+])
+def test_what_stands_below_the_answer_comes_after_it_unless_it_is_needed_at_once(pristine, mine, cells):
+    exercise(mine, "97.1").source = cells[0]
+    for source in cells[1:]:
+        put(mine, source, before="check-97-1")
+    scope = run(answers.find(pristine, mine)["97.1"])
+    assert torch.equal(scope["my_line"](torch.ones(2, 3), torch.tensor([1.0, 2.0])), torch.tensor([[1.0] * 3, [2.0] * 3]))
+
+
+@pytest.mark.parametrize("how", ["function=another", "another"])
+def test_an_answer_under_another_name_is_found_however_the_check_was_given_it(pristine, mine, how):
+    exercise(mine, "97.1").source = RIGHT["97.1"].replace("my_line", "another")
+    index = mine.cells.index(notebooks.by_role(mine, "check")["97.1"])
+    mine.cells[index].source = f'my_line = exercise("97.1", {how})'
+    assert "my_line" in run(answers.find(pristine, mine)["97.1"])
 
 
 def test_what_an_answer_uses_is_found_through_changes_and_stars(pristine, mine):

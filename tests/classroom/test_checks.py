@@ -43,6 +43,16 @@ def test_a_stub_is_not_yet_tried_and_is_no_failure(capsys):
         assert line_of(capsys, stub) == "97.1 … not yet tried. The chapter goes on with the course's own."
 
 
+def test_an_error_of_torch_is_no_stub(capsys):
+    class Line(torch.nn.Module):
+        def foward(self, x, slope):
+            return right(x, slope)
+
+    line = line_of(capsys, Line())
+    assert "97.1 ✗ your function raised NotImplementedError" in line and '"forward"' in line
+    assert "✗ your function raised NotImplementedError" in line_of(capsys, lambda x, slope: torch.ones(2, device="meta").item())
+
+
 def test_a_wrong_function_gives_way_to_one_that_works(capsys):
     function = exercise("97.1", lambda x, slope: x)
     x = torch.ones(2, 2)
@@ -103,6 +113,18 @@ def test_an_error_names_the_learners_line(capsys):
         return torch.cat([x, slope])
 
     assert "at `return torch.cat([x, slope])`, on inputs x: (1, 2), slope: (1,)" in line_of(capsys, fails)
+
+
+def test_the_line_of_an_error_is_never_one_of_a_package(tmp_path, capsys):
+    (tmp_path / "dist-packages").mkdir()
+    (module := tmp_path / "dist-packages" / "far.py").write_text("def fail(x):\n    raise OverflowError('deep')\n")
+    space = {}
+    exec(compile(module.read_text(), module, "exec"), space)
+
+    def fails(x, slope):
+        return space["fail"](x)
+
+    assert "OverflowError: deep at `return space[\"fail\"](x)`" in line_of(capsys, fails)
 
 
 def test_changed_inputs_are_told_and_cannot_reach_the_reference(capsys):
@@ -363,6 +385,22 @@ def test_an_answer_is_judged_with_the_courses_own_of_those_before_it(capsys, fou
     before = dict(space)
     assert line_of(capsys, space["my_shift"], "97.2") == "97.2 ✓ solved"
     assert space == before
+
+
+def test_a_helper_that_took_the_name_of_an_answer_stays(capsys):
+    space = notebook(torch=torch)
+    exec("def f(x, slope):\n    return slope.reshape(-1, *[1] * (x.ndim - 1)) * x", space)
+    checks._answers["97.1"] = space["f"]                                # handed over under a name of the learner's
+    exec("def f(x):\n    return x\n\ndef my_shift(x, by):\n    return f(x) + by", space)
+    assert line_of(capsys, space["my_shift"], "97.2") == "97.2 ✓ solved"
+
+
+def test_an_answer_that_takes_more_than_the_courses_own_may_be_called_with_it(capsys):
+    space = notebook(torch=torch)
+    exec("def my_line(x, slope, verbose=False):\n    return slope.reshape(-1, *[1] * (x.ndim - 1)) * x\n\n"
+         "def my_shift(x, by):\n    return my_line(x, torch.ones(len(x)), verbose=True) + by", space)
+    checks._answers["97.1"] = space["my_line"]
+    assert line_of(capsys, space["my_shift"], "97.2") == "97.2 ✓ solved"
 
 
 def test_names_come_back_after_a_time_out():
