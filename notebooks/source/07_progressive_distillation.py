@@ -295,9 +295,11 @@ print("16 steps = 8 = 4 = 2 = 1, for perfect students, under", ", ".join(type(c)
 # $\frac{\cos\theta}{\cos\theta'}\cos(\theta-\theta')$. Two steps from $\theta_t$ by $\theta_m$ to $\theta_s$ multiply
 # it by
 #
-# $$q = \frac{\cos\theta_t}{\cos\theta_s}\,\cos(\theta_t-\theta_m)\,\cos(\theta_m-\theta_s),
-# \qquad\text{and (7.2), above and below divided by }\alpha_s,\text{ is}\qquad
-# \tilde x = \frac{q-r}{1-r}\,\bar x_t,\quad r = \frac{\tan\theta_s}{\tan\theta_t} . \tag{7.3}$$
+# $$q = \frac{\cos\theta_t}{\cos\theta_s}\,\cos(\theta_t-\theta_m)\,\cos(\theta_m-\theta_s),$$
+#
+# and (7.2), above and below divided by $\alpha_s$, is
+#
+# $$\tilde x = \frac{q-r}{1-r}\,\bar x_t,\qquad r = \frac{\tan\theta_s}{\tan\theta_t} . \tag{7.3}$$
 #
 # So the student is linear again, but with another factor than the denoiser's $\cos^2\theta_t$. Take the extreme case,
 # two steps from pure noise to the data: $\theta_t\to90°$, $\theta_s=0$, so $r\to0$ and
