@@ -407,7 +407,7 @@ def test_without_a_generator_the_global_one_draws(name):
     (lambda: pseudo_huber(torch.zeros(3, 2), 0.0), "c: expected a positive number, got 0.0"),
     (lambda: Trainee(trainee().f, 2.0), "decay: expected a finite number from 0 to 1, got 2.0"),
     (lambda: mean_flow_loss(moving=2.0), "moving: expected a finite number from 0 to 1, got 2.0"),
-], ids=str)
+])
 def test_what_teaches_no_consistency_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -351,7 +351,7 @@ def test_an_upscaler_sees_the_small_image_and_asks_for_it():
     (lambda: DiT(width=10, heads=4), "heads: expected a divisor of the width 10, got 4"),
     (lambda: Classifier()(torch.zeros(3, 1, 32, 32)), r"x: expected images, shape \(3, 1, 28, 28\), got \(3, 1, 32, 32\)"),
     (lambda: Captions(torch.zeros(10, 6), 12, 16, heard=torch.ones(10)), r"heard: expected shape \(10, 1\), got \(10,\)"),
-], ids=str)
+])
 def test_what_no_network_takes_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

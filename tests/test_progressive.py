@@ -285,7 +285,7 @@ def test_an_empty_batch_has_no_loss(loss, generator):
     (lambda: guidance_loss(network(), float("nan")), "largest: .* got nan"),
     (lambda: x0_between(CosineVP(), torch.zeros(3, 2), 0.5, torch.zeros(1, 2), 0.3),
      r"z: expected shape \(3, 2\), got \(1, 2\)"),
-], ids=str)
+])
 def test_what_cannot_be_distilled_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()

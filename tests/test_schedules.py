@@ -237,7 +237,7 @@ def test_sub_vps_faintest_noise_has_its_time():
     (lambda: log_snr_to_zero(4, CosineVP(), end=-20.0), "end: expected a finite log-SNR above .* -10, got -20.0"),
     (lambda: log_snr_to_zero(4, CosineVP(), end=math.nan), "end: .* got nan"),
     (lambda: equal_angles(4, CosineVP(), std=math.inf), "std: .* got inf"),
-], ids=str)
+])
 def test_numbers_that_make_no_schedule_and_no_grid_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

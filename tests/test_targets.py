@@ -219,7 +219,7 @@ def test_no_samples_are_an_empty_batch():
     (lambda: MIXTURE.sample(-3), "n: expected a whole number, at least 0, got -3"),
     (lambda: MIXTURE.log_prob(torch.ones(3, 2, dtype=torch.long)), "x: expected floating-point states"),
     (lambda: MIXTURE.marginal(CosineVP(), torch.tensor([0.1, 0.2, 0.3])), r"t: expected one time, shape \(\), got \(3,\)"),
-], ids=str)
+])
 def test_what_makes_no_mixture_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()

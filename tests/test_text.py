@@ -288,7 +288,7 @@ ROW = torch.zeros(2, 16, dtype=torch.long)
     (lambda: text.rounded(torch.zeros(3, 5), torch.zeros(9, 6)), r"embeddings: expected shape \(3, 6\), got \(3, 5\)"),
     (lambda: text.NGrams(["a b"], 5, order=0), "order: expected a whole number, at least 1, got 0"),
     (lambda: text.NGrams(["a b"], 5, discount=2.0), "discount: expected a finite number from 0 to 1, got 2.0"),
-], ids=str)
+])
 def test_what_is_no_text_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
