@@ -608,7 +608,8 @@ def field_at(sigma):
     return plotting.field(partial(exact_score, p), 6, ax, f"sigma = {sigma}", n=13).figure
 
 
-flipbook(field_at, sigma=[0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
+flipbook(field_at, sigma=[0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0],
+         alt="Arrows round two small grey spots: from either side of a watershed between them they point to the nearer one.")
 
 # %%
 for level, ax in zip((0.1, 1.5), plotting.panels(2, size=3.2)):
@@ -818,7 +819,7 @@ ax.axhline(rms(average - clean), color=plotting.TRUTH, lw=3, zorder=0, label="av
 ax.set(xlabel="t", ylabel="error per pixel", ylim=(0, None))
 ax.legend()
 plt.show()
-print(f"distance from the average garment: clean pictures {rms(clean - average):.3f}, single guesses at the largest noise "
+print(f"distance from the average garment: clean pictures {rms(clean - average):.3f},\n   single guesses at the largest noise "
       f"{rms(last - average):.3f}, their mean {rms(last.mean(0, keepdim=True) - average):.3f}")
 
 # %% [markdown]

@@ -369,7 +369,7 @@ for t in (1 - 1e-9, D.schedule.t_max):
 try:
     D.schedule.drift(1.0)
 except ValueError as error:
-    print("ValueError:", error)
+    print("ValueError:", error, sep="\n")
 
 # %% [markdown]
 # Why a million? Drift and score term together give $-h/(1-t)$ times $x$: before the step $1/(1-t)=10^9$, and times
@@ -1130,9 +1130,9 @@ committed = [r for r in committed if r.method in kinds and r.metric in ("sliced_
 ledger.table(rows + committed, "method data NFE seconds batch metric value floor n status").show()
 
 # %% [markdown]
-# A value below its floor is luck, and a sign that this instrument sees no error there: so it is with the first row. The
-# folded rows look closely. On four times as many samples the folded floor is lower, and still 1000 steps come down to it,
-# within the spread, while 100 steps do not.
+# A value below its floor is luck, and a sign that this instrument sees no error there: so it is with both live rows.
+# The folded rows look closely. On four times as many samples the folded floor is lower, and still 1000 steps come down to
+# it, within the spread, while 100 steps do not.
 
 # %% [markdown]
 # ## Summary

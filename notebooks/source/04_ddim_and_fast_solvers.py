@@ -669,8 +669,8 @@ reveal("4.4")
 
 # %% [markdown]
 # *Three panels of error against evaluations. On the Gaussian the lines have slopes 1, 2, 2 and 3. On the ring with the
-# uniform grid second and third order start far above DDIM and are still above it at 100 evaluations. With the log-SNR
-# grid they cross below DDIM at about ten.*
+# uniform grid 2M and third order start far above DDIM and are still above it at 100 evaluations, while Heun has crossed below
+# it. With the log-SNR grid all three cross below DDIM at about ten.*
 #
 # So it was not the price: order speaks of small steps. With long ones the guess of the step before is out of date, and a
 # line or a parabola through old guesses points anywhere. The uniform grid is the worst case: its last step is enormous in
@@ -845,7 +845,8 @@ plt.show()
 
 # %%
 flipbook(page, solver=["DDIM", "Euler", "2nd order", "3rd order"], grid=["equal angles", *list(GRIDS)[:-1]],
-         steps=[8, 2, 3, 4, 5, 6, 10, 15, 20, 30, 50], eta=[0.0, 0.5, 1.0])
+         steps=[8, 2, 3, 4, 5, 6, 10, 15, 20, 30, 50], eta=[0.0, 0.5, 1.0],
+         alt="Twelve paths of eight DDIM steps on equal angles: smooth lines from grey dots to the spots of the ring.")
 
 # %% [markdown]
 # *Four panels of paths from noise to the ring: DDIM on the uniform grid ends inside the spots' circle; on equal angles it
@@ -980,8 +981,8 @@ plotting.image_rows([result.x.cpu() for result in by_ten.values()], list(by_ten)
 plt.show()
 
 # %% [markdown]
-# *Two rows of eight garments, one of each class. Like the walks of chapter 03, the two rows begin at the same noises and end at
-# different garments. By eye neither row is clearly the better one.*
+# *Two rows of eight garments, each of another class. Like the walks of chapter 03, the two rows begin at the same noises
+# and end at different garments. By eye neither row is clearly the better one.*
 #
 # Eight pictures prove nothing. For a number we need thousands, and minutes of computing; those rows ship with the course.
 # The **Fréchet distance** compares the features of $n$ pictures with those of the training set; lower is better. It is
@@ -1007,9 +1008,9 @@ shipped = [r for r in ledger.read(data.ROOT / "data" / "ledger.csv")
 largest = {(r.method, r.nfe): r for r in sorted(shipped, key=lambda r: r.samples) if r.metric == "frechet"}
 quality = sorted(largest.values(), key=lambda r: r.value - r.floor)
 for r in quality:
-    sure = f"± {r.spread:.2f} over {r.seeds} seeds" if r.spread else "(one seed)"
-    print(f"{NAMES[r.method]:23}{r.nfe:4} evaluations, {r.seconds / r.batch:.3f} s a picture: {r.value - r.floor:.2f} above "
-          f"the floor of {r.floor:.2f} {sure}, n = {r.samples:,}")
+    sure = f"± {r.spread:.2f} ({r.seeds} seeds)" if r.spread else "(one seed)"
+    print(f"{NAMES[r.method]:23}{r.nfe:4} evaluations, {r.seconds / r.batch:.3f} s each: {r.value - r.floor:.2f} {sure} "
+          f"above the floor {r.floor:.2f}, n = {r.samples:,}")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)

@@ -179,7 +179,7 @@ animation(race, rounds, [600] * (last_sweep + 1) + [150] * (len(rounds) - last_s
           alt="The blue trajectory snaps onto the grey path within a few rounds; the orange dot creeps along it for a hundred.")
 
 # %%
-flipbook(race, play=True, round=rounds)
+flipbook(race, play=True, round=rounds, alt="Round 0: all blue dots lie under the orange one, at the start of the grey path.")
 
 # %% [markdown]
 # *The animation: within five rounds the blue trajectory lies on the grey path; the orange dot needs a hundred rounds to
@@ -805,8 +805,9 @@ for tolerance in (0.1, 0.01):
     spent, sweep = seconds_of(lambda at_once=at_once: converged(at_once(generator=seeded(17, device))), 1)
     difference = (sweep.trajectory[-1] - sequential.x).cpu()
     pictures[tolerance] = spent, sweep, difference
-    print(f"tolerance {tolerance:4}: {sweep.rounds} rounds for {steps} steps, {sweep.evaluations} evaluations; pixels, whose "
-          f"range is 2, differ by {difference.square().mean().sqrt():.4f} (rms), at most {difference.abs().max():.3f}")
+    print(f"tolerance {tolerance:4}: {sweep.rounds} rounds for {steps} steps, {sweep.evaluations} evaluations;\n"
+          f"    pixels, whose range is 2, differ by {difference.square().mean().sqrt():.4f} (rms), "
+          f"at most {difference.abs().max():.3f}")
 
 # %%
 rows = [torch.cat([sequential.x.cpu(), torch.full_like(x.cpu(), -1)])]
@@ -836,7 +837,7 @@ for r in shipped:
 
 # %% [markdown]
 # Thirty rounds for a thousand steps, and the distance has not moved by more than other noise would move it: chapter 04 found a
-# spread of 0.18 from seed to seed with five times as many pictures. (So few pictures inflate the distance, for the real
+# spread of 0.17 from seed to seed with five times as many pictures. (So few pictures inflate the distance, for the real
 # ones too, but both rows alike.)
 
 # %% [markdown]

@@ -751,10 +751,11 @@ WAYS = {"constant": (lambda w: guided(exact, w), (0.125, 0.25, 0.5, 1.0, 1.5)),
         "interval": (lambda w: guided(exact, w, (0.0, 0.5)), (0.25, 0.5, 1.0, 2.0, 4.0)),
         "varying": (lambda w: Insist(exact, varying(w, 0.5, wide)), (0.25, 0.5, 1.0, 2.0, 4.0))}
 curves = {}
+print("for each w: doubt, distance")
 for name, (way, weights) in WAYS.items():
     drawn = [last(second_order, way(w), x_T2, fine, cond=upper).x for w in weights]
     curves[name] = [(1 - p_of(x).mean().item(), sliced_wasserstein(x, true_class)) for x in drawn]
-    print(f"{name:8} " + ", ".join(f"w = {w:g}: doubt {p:.3f} at {d:.3f}" for w, (p, d) in zip(weights, curves[name])))
+    print(f"{name:8} " + "  ".join(f"{w:g}: {p:.3f}, {d:.3f}" for w, (p, d) in zip(weights, curves[name])))
 floor = sliced_wasserstein(true_class, second_set)
 print(f"true samples: doubt {1 - p_of(true_class).mean():.3f}; the floor, between two sets of {N}: {floor:.3f}")
 
@@ -817,7 +818,7 @@ for method, look in plotting.looks(["guided_student", "guided_teacher", "dpm_sol
         cost = largest[method, min(path), "frechet"].nfe
         ax.plot(*zip(*path.values()), **look, label=f"{method}, {cost} evaluations")
     for w, at in path.items() if method != "guided_student" else ():           # its marks lie beside the teacher's
-        ax.annotate(f"{w:g}", at, xytext=(6, -8), textcoords="offset points", fontsize=9)
+        ax.annotate(f"{w:g}", at, xytext=(6, -14), textcoords="offset points", fontsize=9)
 ax.axvline(shipped[0].floor, color=plotting.TRUTH, lw=2, zorder=0)
 ax.set(xlabel="class agreement", ylabel="Fréchet distance\nabove the floor")
 ax.margins(0.12)

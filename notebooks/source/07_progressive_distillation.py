@@ -295,9 +295,11 @@ print("16 steps = 8 = 4 = 2 = 1, for perfect students, under", ", ".join(type(c)
 # $\frac{\cos\theta}{\cos\theta'}\cos(\theta-\theta')$. Two steps from $\theta_t$ by $\theta_m$ to $\theta_s$ multiply
 # it by
 #
-# $$q = \frac{\cos\theta_t}{\cos\theta_s}\,\cos(\theta_t-\theta_m)\,\cos(\theta_m-\theta_s),
-# \qquad\text{and (7.2), above and below divided by }\alpha_s,\text{ is}\qquad
-# \tilde x = \frac{q-r}{1-r}\,\bar x_t,\quad r = \frac{\tan\theta_s}{\tan\theta_t} . \tag{7.3}$$
+# $$q = \frac{\cos\theta_t}{\cos\theta_s}\,\cos(\theta_t-\theta_m)\,\cos(\theta_m-\theta_s),$$
+#
+# and (7.2), above and below divided by $\alpha_s$, is
+#
+# $$\tilde x = \frac{q-r}{1-r}\,\bar x_t,\qquad r = \frac{\tan\theta_s}{\tan\theta_t} . \tag{7.3}$$
 #
 # So the student is linear again, but with another factor than the denoiser's $\cos^2\theta_t$. Take the extreme case,
 # two steps from pure noise to the data: $\theta_t\to90°$, $\theta_s=0$, so $r\to0$ and
@@ -389,12 +391,12 @@ one = torch.ones(1, 2)
 snr = schedule.log_snr(grid(4)[:-1]).exp()
 shares = {"snr": snr, "max(snr, 1)": snr.clamp(min=1), "snr + 1": snr + 1}
 networks = {kind: Preconditioned(MLP(), schedule, kind()) for kind in (Eps, V, X0)}
-print("  t       snr     | an error of 0.01 in F: noise       v      x0  | share of the loss:   " + "  ".join(shares))
+print("  t       snr     | an error of 0.01 in F: noise       v      x0  | share:   " + "  ".join(shares))
 for i, t in enumerate(grid(4)[:-1]):
     out = [0.01 * network.coefficients(one, t)[1].abs().item() for network in networks.values()]
     share = [(w[i] / w.sum()).item() for w in shares.values()]
     print(f"{t:.3f} {snr[i]:9.5f}  |" + " " * 22 + "".join(f"{e:8.4f}" for e in out) + "  |"
-          + " " * 14 + "".join(f"{e:11.5f}" for e in share))
+          + " " * 2 + "".join(f"{e:11.5f}" for e in share))
 
 # %% [markdown]
 # (Is (7.4) right? With a $v$-network, and data $x_0$ in place of $\tilde x$:)
@@ -730,7 +732,7 @@ ends_of = {w: (final(guided(D, w), x, grid(32), ddim, cond=cond), final(told(sin
            for w in (0.0, 0.5, 1.0, 2.0, 4.0)}
 for w, (two, one) in ends_of.items():
     print(f"w = {w}: {two.nfe} evaluations against {one.nfe}; ends {apart(two.x, one.x):.3f} apart; "
-          f"guidance moved them by {apart(two.x, ends_of[0.0][0].x):.3f}" + "   (never told such a weight)" * (w > 2))
+          f"guidance moved them by {apart(two.x, ends_of[0.0][0].x):.3f}" + "  (never told this weight)" * (w > 2))
 assert apart(ends_of[1.0][0].x, ends_of[1.0][1].x) < 0.1 * apart(ends_of[1.0][0].x, ends_of[0.0][0].x)    # eq. (7.7)
 
 # %%

@@ -908,7 +908,7 @@ flipbook(page, method=["consistency", "progressive", "teacher"], steps=[1, 2, 4,
          alt="Five garments by one evaluation of the consistency model.")
 
 # %% [markdown]
-# Eight pictures prove nothing. **What has been measured?** The ledger's Fréchet distances above their floor, against
+# Five pictures prove nothing. **What has been measured?** The ledger's Fréchet distances above their floor, against
 # evaluations: the guided models at the weight 0.25 only, and, from before guidance, the course's first sampler and its
 # best.
 

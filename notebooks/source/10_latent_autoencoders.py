@@ -376,8 +376,10 @@ left, middle, right = plotting.panels(3, size=3)
 frame = 1.02 * raw[:2000].abs().max().item()
 colours = [plotting.CLASSES[k] for k in labels[:250].tolist()]
 plotting.scatter(raw[:250], left, frame, "latents, by class: 0 to 9", color=colours, size=4)
+beside = {2: "right", 4: "left"}                                # pullovers and coats lie together
 for k in range(10):
-    left.text(*raw[labels[:len(raw)] == k].median(0).values, k, ha="center", va="center", bbox={"fc": "white", "ec": "none", "pad": 1})
+    left.text(*raw[labels[:len(raw)] == k].median(0).values, k, ha=beside.get(k, "center"), va="center",
+              bbox={"fc": "white", "ec": "none", "pad": 1})
 plotting.scatter(torch.randn(250, 2, generator=seeded(5)), middle, frame, "the VAE's prior N(0, I)", size=4)
 plotting.scatter(learnt[:250] * flat.scale + flat.shift, right, frame, "a diffusion prior", size=4)
 for ax in (middle, right):
@@ -1001,7 +1003,7 @@ for t in (0.5, 0.6, 0.65, 0.7, 0.75, 0.8):
 # %%
 drawn = final(D_words, prior(D_words, (12, 128), seeded(14)), uniform(30, schedule), ddim).x
 apart, which = torch.cdist(drawn, codes).min(1)
-print("twelve samples:", ", ".join(words[i] for i in which))
+print("twelve samples:\n   ", ", ".join(words[i] for i in which))
 print(f"each within {apart.max():.2f} of its word's code; the nearest pair of codes is {torch.pdist(codes).min():.2f} apart")
 
 # %% [markdown]

@@ -761,8 +761,8 @@ tiny = recipes.small(train_set.images)
 apart = torch.cdist(recipes.small(answers).flatten(1), tiny.flatten(1))
 among_real = torch.cdist(tiny[asked].flatten(1), tiny.flatten(1)).scatter(1, asked[:, None], torch.inf).amin(1)
 nearest = apart.argmin(1)
-print(f"{len(tiny):,} training pictures; distance to the nearest, median: drawings {apart.amin(1).median():.1f}, "
-      f"real ones to their nearest neighbour {among_real.median():.1f}; the nearest is the one asked for: "
+print(f"{len(tiny):,} training pictures; distance to the nearest, median: drawings {apart.amin(1).median():.1f},\n"
+      f"    real ones to their nearest neighbour {among_real.median():.1f}; the nearest is the one asked for: "
       f"{(nearest == asked).float().mean():.0%}")
 plotting.image_rows([answers[1:3], train_set.images[nearest[1:3]], train_set.images[asked[1:3]]],
                     ["drawn", "nearest in\ntraining", "asked for"])

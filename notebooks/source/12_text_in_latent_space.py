@@ -183,8 +183,8 @@ reveal("12.1")
 
 # %% [markdown]
 # *Left, sixty paths from grey dots all over the plane; every one ends in one of the two right corners, the other two
-# corners stay empty. Right, one start at "new diego" in time: its two coordinates, solid lines, begin far apart and meet
-# in the end; the two guesses of the denoiser, dotted, lie on top of each other nearly all the way.*
+# corners stay empty. Right, one start at "new diego" in time: its two coordinates, the solid and the dashed line,
+# begin far apart and meet in the end; the two guesses of the denoiser, dotted, lie on top of each other nearly all the way.*
 #
 # **Why it works.** Two sharp points $\pm m$ with $m=(1,1)$: given $x_t$, how likely is each? In the ratio of the two
 # Gaussians $e^{-\|x\mp\alpha m\|^2/2\sigma^2}$ the squares cancel, and only $2\alpha\,m\cdot x/\sigma^2$ is left in the
@@ -377,7 +377,7 @@ assert not read_start.requires_grad and any(g is not None and g.norm() > 0 for g
 train, test = data.sentences("train"), data.sentences("test")
 print(f"{len(train):,} sentences to learn from, {len(test):,} held out, {len(vocabulary):,} words")
 numbers = text.tokens(test)                                     # (1412, 16)
-print(test[0], "->", numbers[0].tolist())
+print(test[0], numbers[0].tolist(), sep="\n")
 assert [text.sentence(row) for row in numbers] == test          # nothing is lost
 
 # %% [markdown]
@@ -425,7 +425,7 @@ known = text.vocabulary().words
 noise_text = [" ".join(random.Random(i).choices(known, k=10)) for i in range(300)]
 for name, some in (("real", test[:300]), ("shuffled", [shuffled(s) for s in test[:300]]), ("random words", noise_text)):
     right, whole = text.accuracy(*round_trip(some)[::-1])
-    print(f"{name:12} words {right:.1%}, sentences {whole:.1%}      e.g. {some[1]}")
+    print(f"{name:12} words {right:.1%}, sentences {whole:.1%}, e.g.\n    {some[1]}")
 mine = "the old sailor never told his story twice"
 print("yours:", text.sentence(round_trip([mine])[1][0]))
 
@@ -934,7 +934,7 @@ for name, keep in (("the first two words", place < 2), ("the first four words", 
     known = table[some.to(device)]
     filled = my_rounding(fill(memory, known, keep.view(1, 16, 1).expand_as(known), 19), table).cpu()
     made = [text.sentence(row) for row in torch.where(filled == len(vocabulary), -1, filled)]
-    print(f"{name + ' given:':36} {text.share_found(made, train[:500]):4.0%} known sentences, e.g. {made[0]}")
+    print(f"{name + ' given:':36} {text.share_found(made, train[:500]):4.0%} known sentences, e.g.\n    {made[0]}")
 
 # %% [markdown]
 # A gap of two words is always filled well, two given words almost never lead to a sentence, even with a denoiser without any
