@@ -132,8 +132,8 @@ SDE = Exercise("2.2", "Drift and diffusion of any schedule", sde_of, times, [
     Mistake("chain rule", lambda c, t: (c.drift(t), 2 * slope(c.sigma, t) - 2 * c.drift(t) * c.sigma(t) ** 2),
             "the slope of sigma^2 is 2 sigma sigma', a factor sigma is missing; or let `slope` differentiate the square"),
     Mistake("g squared first", lambda c, t: (c.diffusion2(t), c.drift(t)), "f comes first, then g squared"),
-], tips=["`slope(schedule.alpha, t)` is alpha'(t); divide it by something",
-         "slope takes any function of t, `lambda u: ...` too"])
+], tips=["for f: `slope(schedule.alpha, t)` is alpha'(t); divide it by something",
+         "for g squared: slope takes any function of t, `lambda u: ...` too"])
 
 
 # --- 2.3 -------------------------------------------------------------------------------------------------------------

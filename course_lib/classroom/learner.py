@@ -176,7 +176,7 @@ def _carry_predictions(old: dict, new) -> tuple[list[str], list[str]]:
 class Progress:
     """One chapter as it is saved in my/.
 
-    states: {exercise id: "✓", "✗" or "·"}.    saved: when, in words; "" if there is no file.
+    states: {exercise id: "✓", "✗" or "·"}.    saved: when, in words; "" if nobody has worked in it yet.
     trouble: why the learner's file, or the shipped one, cannot be read; "" if it can.
     """
 
@@ -203,7 +203,8 @@ def _progress(root: Path, shipped: Path) -> Progress:
     except ValueError as error:
         return Progress(shipped.stem, dict.fromkeys(ids, UNTRIED), trouble=str(error))
     found = answers.find(pristine, notebook)
-    return Progress(shipped.stem, {id: _saved_state(notebook, found[id]) for id in ids}, saved(own))
+    begun = any(found[id].source for id in ids) or any(cell.get("execution_count") for cell in notebook["cells"])
+    return Progress(shipped.stem, {id: _saved_state(notebook, found[id]) for id in ids}, saved(own) if begun else "")
 
 
 def _saved_state(notebook: dict, found: answers.Found) -> str:

@@ -206,6 +206,8 @@ flipbook(page, steps=[1, 2, 3, 4, 6, 8, 12, 16, 30])
 # * Your copies of the notebooks lie in `my/`. Nothing ever overwrites them. `course reset 0`, typed in a terminal (*File → New →
 #   Terminal*), gives you a fresh copy of chapter 00 and keeps yours beside it under another name.
 # * `course check 0` tests all your answers of chapter 00 in a clean copy; `course progress` lists them.
+# * When you come back another day, click on the cell where you want to go on and choose *Run → Run All Above Selected Cell*: a
+#   new kernel knows nothing of what ran before, not even `exercise`.
 # * `notebooks/solutions` holds every solution. They help most after an honest attempt.
 #
 # **Exercise 0.1 · ●○○ · 5 min · eq. (0.1) and (0.2)**
