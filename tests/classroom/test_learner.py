@@ -209,6 +209,13 @@ def test_when_a_file_was_saved_is_said_in_words(course):
         assert learner.saved(mine(course), at + datetime.timedelta(**later)) == words
 
 
+def test_progress_says_when_a_chapter_was_saved_only_where_somebody_worked_in_it(course):
+    copies.hand_out(course)
+    assert [chapter.saved for chapter in learner.progress(course)] == [""]
+    save(course, solve)
+    assert learner.progress(course)[0].saved.startswith("saved less than a minute ago")
+
+
 # --- files that cannot be read ------------------------------------------------------------------------------------
 
 def with_cell(**changed):
