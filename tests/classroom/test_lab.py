@@ -61,7 +61,8 @@ def test_an_open_configuration_opens_nothing_and_a_closed_terminal_ends_all(cour
     for kind in ("", "_server", "_lab"):
         (tmp_path / "jupyter" / f"jupyter{kind}_config.py").write_text(OPEN)
     port, log = free_port(), tmp_path / "log"
-    start = "import sys; from pathlib import Path; from course_lib.classroom import cli; sys.exit(cli.main({}, Path({!r})))"
+    start = ("import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, around all tests, would ignore\n"
+             "from pathlib import Path; from course_lib.classroom import cli; sys.exit(cli.main({}, Path({!r})))")
     command = [sys.executable, "-c", start.format(["lab", "--port", str(port), "--no-browser"], str(course))]
     homes = {f"JUPYTER_{kind}_DIR": str(tmp_path / "jupyter") for kind in ("CONFIG", "DATA", "RUNTIME")}
     with log.open("wb") as file:
