@@ -91,9 +91,9 @@ def test_the_pretended_device_refuses_what_cuda_refuses_and_marks_what_it_makes(
 def test_weights_on_another_device_are_packed_as_those_on_the_cpu(int8, generator):
     weights = {"kernel": torch.randn(4, 3, 3, 3, generator=generator), "bias": torch.randn(4, generator=generator)}
     with pretended_device():
-        stored = recipes.packed({k: v.to(THERE) for k, v in weights.items()}, int8)
+        stored = recipes.weights.packed({k: v.to(THERE) for k, v in weights.items()}, int8)
         assert all(v.device.type == "cpu" for v in stored.values())
-    expected = recipes.packed(weights, int8)
+    expected = recipes.weights.packed(weights, int8)
     assert stored.keys() == expected.keys() and all(torch.equal(stored[k], v) for k, v in expected.items())
 
 

@@ -5,9 +5,7 @@ import csv
 import pytest
 import torch
 
-from course_lib import data, ledger, recipes, text
-from course_lib.classroom import measure
-from course_lib.classroom.measure import emoji_runs, latent_runs, parallel_runs, quality, solver_errors
+from course_lib import data, ledger, measure, recipes, text
 from course_lib.denoiser import X0, Preconditioned, Student
 from course_lib.fast_samplers import ddim
 from course_lib.metrics import fold
@@ -75,8 +73,8 @@ def test_distillation_records_every_student_beside_ddim_at_its_count(small_cours
 
 def test_the_same_seed_gives_the_same_pictures():
     D = Preconditioned(Grey(), CosineVP(), X0())
-    runs = [quality.in_batches(D, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.5, 0.1]),
-                                    quality.by_step(ancestral), seed, batch=2) for seed in (0, 0, 1)]
+    runs = [measure.fashion.in_batches(D, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.5, 0.1]),
+                                    measure.rows.by_step(ancestral), seed, batch=2) for seed in (0, 0, 1)]
     (first, _), (again, _), (other, _) = runs
     assert first.x.shape == (5, 1, 28, 28) and (first.nfe, first.depth) == (2, 2)
     assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
@@ -84,7 +82,7 @@ def test_the_same_seed_gives_the_same_pictures():
 
 def test_balanced_sets_are_disjoint_and_have_every_class_alike(generator):
     labels = torch.randint(10, (1000,), generator=generator)
-    sets = quality.balanced(labels, 200)
+    sets = measure.fashion.balanced(labels, 200)
     assert len(sets) >= 3 and len(torch.cat(sets).unique()) == 200 * len(sets)
     assert all((labels[rows].bincount(minlength=10) == 20).all() for rows in sets)
 
@@ -92,12 +90,12 @@ def test_balanced_sets_are_disjoint_and_have_every_class_alike(generator):
 @pytest.mark.parametrize("samples", [15, 0, 1010])
 def test_samples_that_cannot_be_balanced_are_refused(samples):
     with pytest.raises(ValueError, match=f"samples: expected a multiple of 10, at most 1000, got {samples}"):
-        quality.balanced(torch.arange(1000) % 10, samples)
+        measure.fashion.balanced(torch.arange(1000) % 10, samples)
 
 
 def test_only_large_samples_and_several_seeds_are_full():
-    assert quality.status(10_000, 3) == "full"
-    assert quality.status(1000, 3) == quality.status(10_000, 1) == "provisional"
+    assert measure.rows.status(10_000, 3) == "full"
+    assert measure.rows.status(1000, 3) == measure.rows.status(10_000, 1) == "provisional"
 
 
 def test_a_folded_ring_is_one_spot_and_keeps_its_distances_from_the_middle(generator):
@@ -110,8 +108,8 @@ def test_a_folded_ring_is_one_spot_and_keeps_its_distances_from_the_middle(gener
 
 def test_solvers_writes_a_table_of_errors_that_fall_with_the_evaluations(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "ROOT", tmp_path)
-    monkeypatch.setattr(solver_errors, "BUDGETS", (4, 32))
-    monkeypatch.setattr(solver_errors.importlib.util, "find_spec", lambda name: None)              # as where diffusers is not
+    monkeypatch.setattr(measure.solvers, "BUDGETS", (4, 32))
+    monkeypatch.setattr(measure.solvers.importlib.util, "find_spec", lambda name: None)              # as where diffusers is not
     rows = measure.MEASUREMENTS["solvers"](samples=16)
     with open(tmp_path / "data" / "solvers.csv", newline="") as file:
         written = list(csv.DictReader(file))
@@ -135,9 +133,9 @@ def test_the_table_that_is_shipped_has_the_course_ahead(root):
 
 
 def test_parallel_writes_a_table_in_which_every_method_ends_where_the_sequential_sampler_does(small_course, monkeypatch):
-    monkeypatch.setattr(parallel_runs, "TOLERANCES", (0.01,))
-    monkeypatch.setattr(parallel_runs, "STEPS_2D", {"ancestral": (ancestral, 12), "ddim": (ddim, 8)})
-    monkeypatch.setattr(parallel_runs, "ring_network", lambda device: ring().denoiser(CosineVP()))
+    monkeypatch.setattr(measure.parallel, "TOLERANCES", (0.01,))
+    monkeypatch.setattr(measure.parallel, "STEPS_2D", {"ancestral": (ancestral, 12), "ddim": (ddim, 8)})
+    monkeypatch.setattr(measure.parallel, "ring_network", lambda device: ring().denoiser(CosineVP()))
     rows = measure.MEASUREMENTS["parallel"](device="cpu", samples=2, seeds=2)
     with open(small_course.with_name("parallel.csv"), newline="") as file:
         assert [(r["model"], r["method"]) for r in csv.DictReader(file)] == [(r.model, r.method) for r in rows]
@@ -146,7 +144,7 @@ def test_parallel_writes_a_table_in_which_every_method_ends_where_the_sequential
 
 
 def test_same_images_are_the_same_in_sequence_and_in_parallel(small_course, monkeypatch):
-    monkeypatch.setattr(quality, "uniform", lambda n, schedule: torch.linspace(0.9, 0.1, 13))
+    monkeypatch.setattr(measure.fashion, "uniform", lambda n, schedule: torch.linspace(0.9, 0.1, 13))
     with torch.no_grad():
         rows = measure.MEASUREMENTS["same_images"](device="cpu", samples=100, seeds=1)
     distance = {row.method: row.value for row in rows if row.metric == "frechet"}
@@ -156,7 +154,7 @@ def test_same_images_are_the_same_in_sequence_and_in_parallel(small_course, monk
 
 
 def test_devices_writes_what_a_cost_model_needs(small_course, monkeypatch):
-    monkeypatch.setattr(parallel_runs, "ring_network", lambda device: Preconditioned(MLP(), CosineVP(), X0()))
+    monkeypatch.setattr(measure.parallel, "ring_network", lambda device: Preconditioned(MLP(), CosineVP(), X0()))
     rows = measure.MEASUREMENTS["devices"](device="cpu", samples=3, steps=12)
     with open(small_course.with_name("devices.csv"), newline="") as file:
         assert [(r["model"], r["what"], r["devices"]) for r in csv.DictReader(file)] == [
@@ -185,9 +183,9 @@ def small_emoji(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "emoji", lambda split: pictures)
     monkeypatch.setattr(data, "ROOT", ledger_file.parent.parent)
     monkeypatch.setattr(recipes, "load", lambda name, device="cpu": models[name].eval())
-    monkeypatch.setattr(emoji_runs, "_training_steps", lambda device: ())
-    monkeypatch.setattr(emoji_runs, "STEPS", 2)
-    monkeypatch.setattr(emoji_runs, "SYNONYMS", {"sofa": "couch and lamp"})
+    monkeypatch.setattr(measure.emoji, "_training_steps", lambda device: ())
+    monkeypatch.setattr(measure.emoji, "STEPS", 2)
+    monkeypatch.setattr(measure.emoji, "SYNONYMS", {"sofa": "couch and lamp"})
     return ledger_file
 
 
@@ -208,20 +206,20 @@ def test_latent_records_round_trip_retrieval_and_copies_with_their_floors(small_
 def test_a_style_is_that_of_the_nearest_picture_of_the_right_name_alone():
     real, names = torch.tensor([[0.0], [1.0], [2.0], [5.0]]), torch.tensor([7, 7, 3, 3])
     drawn, wanted = torch.tensor([[0.9], [0.9], [0.9], [4.0]]), torch.tensor([7, 7, 3, 3])
-    right = emoji_runs.in_style(drawn, wanted, torch.tensor([1, 0, 2, 2]), real, names, torch.tensor([0, 1, 2, 3]))
+    right = measure.emoji.in_style(drawn, wanted, torch.tensor([1, 0, 2, 2]), real, names, torch.tensor([0, 1, 2, 3]))
     assert right.tolist() == [True, False, True, False]
 
 
 def test_a_rank_counts_the_names_with_a_nearer_picture():
     real, names = torch.tensor([[0.0], [1.0], [2.0], [5.0], [0.4]]), torch.tensor([7, 3, 3, 1, 7])
     drawn = torch.tensor([[0.1], [1.6], [4.9], [0.75]])
-    assert emoji_runs.ranks(drawn, torch.tensor([7, 7, 7, 3]), real, names).tolist() == [0, 1, 2, 0]
+    assert measure.emoji.ranks(drawn, torch.tensor([7, 7, 7, 3]), real, names).tolist() == [0, 1, 2, 0]
 
 
 def test_synonyms_are_words_that_no_caption_says_of_emoji_that_are_trained_on():
     said = set(text.split(" ".join(" ".join([caption.name, *caption.keywords]) for caption in data.emoji_captions())))
     held_out = {caption.name: caption.held_out for caption in data.emoji_captions()}
-    for word, name in emoji_runs.SYNONYMS.items():
+    for word, name in measure.emoji.SYNONYMS.items():
         assert word not in said and word in data.words().words and held_out[name] != "all"
 
 
@@ -235,21 +233,21 @@ def test_what_a_training_step_holds_is_counted_once():
             return self.b(self.a(x).tanh())
 
     model = Preconditioned(Linear(), CosineVP(), X0())
-    seconds, held = emoji_runs.training_step_cost(model, (64, 1000), steps=2)
+    seconds, held = measure.emoji.training_step_cost(model, (64, 1000), steps=2)
     weights, row = 4 * 2 * 1000 * 1000 * 4 / 2**20, 64 * 1000 * 4 / 2**20
     assert seconds > 0
     assert weights + 2 * row <= held <= weights + 8 * row, "four times the weights, and a few states of the batch"
 
 
 def test_the_race_gives_both_spaces_the_seconds_that_were_asked_for(small_emoji, monkeypatch):
-    monkeypatch.setattr(latent_runs, "BUDGETS", {"latent_diffusion": (1, 2), "pixel_diffusion": (3,)})
-    monkeypatch.setattr(latent_runs, "training_step_cost", lambda model, shape: (1.0, 0.0))
-    monkeypatch.setattr(latent_runs, "TRAINING", latent_runs.TRAINING | {"batch": 2})
-    monkeypatch.setattr(emoji_runs, "STEPS", 1)
+    monkeypatch.setattr(measure.latents, "BUDGETS", {"latent_diffusion": (1, 2), "pixel_diffusion": (3,)})
+    monkeypatch.setattr(measure.latents, "training_step_cost", lambda model, shape: (1.0, 0.0))
+    monkeypatch.setattr(measure.latents, "TRAINING", measure.latents.TRAINING | {"batch": 2})
+    monkeypatch.setattr(measure.emoji, "STEPS", 1)
     monkeypatch.setattr(recipes, "emoji_captions", lambda pictures: torch.full((6, 2, 12), -1))
     monkeypatch.setattr(recipes, "emoji_latents", lambda split: torch.randn(6, 4, 16, 16))
-    steps, train = [], latent_runs.train
-    monkeypatch.setattr(latent_runs, "train", lambda *a, **k: steps.append(k["steps"]) or train(*a, **k | {"batch": 2}))
+    steps, train = [], measure.latents.train
+    monkeypatch.setattr(measure.latents, "train", lambda *a, **k: steps.append(k["steps"]) or train(*a, **k | {"batch": 2}))
     rows = measure.MEASUREMENTS["latent_race"](device="cpu", samples=3, seeds=2)
     assert [row.method for row in rows] == ["latent_diffusion, 1 s", "latent_diffusion, 2 s", "pixel_diffusion, 3 s"]
     assert steps == [1, 2, 3] and len(ledger.read(small_emoji)) == 3, "no row may take another's place"
@@ -257,8 +255,8 @@ def test_the_race_gives_both_spaces_the_seconds_that_were_asked_for(small_emoji,
 
 
 def test_the_sweep_measures_reconstruction_and_both_priors(small_emoji, monkeypatch):
-    monkeypatch.setattr(latent_runs, "SWEEP", [(2, 0.1)])
-    monkeypatch.setattr(latent_runs, "TRAINING", latent_runs.TRAINING | {"steps": 2, "batch": 2})
+    monkeypatch.setattr(measure.latents, "SWEEP", [(2, 0.1)])
+    monkeypatch.setattr(measure.latents, "TRAINING", measure.latents.TRAINING | {"steps": 2, "batch": 2})
     rows = measure.MEASUREMENTS["latent_sweep"](device="cpu", samples=4, seeds=1)
     name = "autoencoder, 2 channels, beta 0.1"
     assert [(row.method, row.metric) for row in rows] == [

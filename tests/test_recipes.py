@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from course_lib import data, files, recipes, text
+from course_lib import data, files, recipes, text, training
 from course_lib.denoiser import Preconditioned, V
 from course_lib.networks import Captions, Classifier, DiT
 from course_lib.schedules import CosineVP
@@ -32,10 +32,10 @@ def few_images(monkeypatch):
     def emoji_latents(split):
         return torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(len(split)))
 
-    monkeypatch.setattr(recipes, "emoji_latents", emoji_latents)
+    monkeypatch.setattr(recipes.emoji, "emoji_latents", emoji_latents)
     monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
     monkeypatch.setattr(data, "emoji", emoji)
-    monkeypatch.setattr(recipes, "path_error", partial(recipes.path_error, n=10))
+    monkeypatch.setattr(recipes.ring, "path_error", partial(recipes.path_error, n=10))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def stored(tmp_path):
     """A folder with the weights of an untrained classifier, and that classifier."""
     torch.manual_seed(5)
     model = Classifier().eval()
-    recipes.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, 7, tmp_path)
+    recipes.weights.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, 7, tmp_path)
     return tmp_path, model
 
 
@@ -73,13 +73,13 @@ def test_the_manifest_says_how_the_weights_came_to_be(stored):
 
 def test_a_second_entry_leaves_the_first(stored):
     folder, model = stored
-    recipes.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder)
+    recipes.weights.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder)
     assert sorted(recipes.manifest(folder)) == ["fashion_classifier", "fashion_teacher"]
 
 
 def test_an_unknown_name_is_answered_with_the_names_there_are(tmp_path):
     for use in (recipes.load, recipes.train, recipes.known):
-        with pytest.raises(ValueError, match="name: expected one of fashion_classifier, fashion_teacher.*, got 'fashion'"):
+        with pytest.raises(ValueError, match="name: expected one of emoji_autoencoder, .*fashion_teacher.*, got 'fashion'"):
             use("fashion")
 
 
@@ -114,7 +114,7 @@ def shipped(stored, monkeypatch):
     """As if these weights of the classifier were what ships, and a learner had none yet."""
     folder, model = stored
     monkeypatch.setattr(data, "ROOT", folder / "course")
-    monkeypatch.setattr(recipes, "checkpoints", lambda: folder)
+    monkeypatch.setattr(recipes.weights, "checkpoints", lambda: folder)
     monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "fixed", False)
     monkeypatch.delenv("COURSE_WEIGHTS")
     return folder, model
@@ -122,10 +122,10 @@ def shipped(stored, monkeypatch):
 
 def test_verify_all_tells_sound_from_damaged(shipped, monkeypatch):
     folder, model = shipped
-    monkeypatch.setattr(recipes, "RECIPES", {"fashion_classifier": recipes.RECIPES["fashion_classifier"]})
+    monkeypatch.setattr(recipes.weights, "RECIPES", {"fashion_classifier": recipes.RECIPES["fashion_classifier"]})
     count = sum(p.numel() for p in model.parameters())
     assert recipes.verify_all() == [("fashion_classifier", True, f"{count:,} parameters")]
-    recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, recipes.own())
+    recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, recipes.own())
     assert [name for name, sound, _ in recipes.verify_all() if sound] == ["fashion_classifier", "my/fashion_classifier"]
     path = folder / "fashion_classifier.safetensors"
     path.write_bytes(flipped(path.read_bytes()))
@@ -169,7 +169,7 @@ def test_the_best_weights_are_used_and_none_are_lost(shipped):
         shifted = Classifier()
         shifted.load_state_dict({k: v + figure for k, v in model.state_dict().items()})
         metrics = {"test_accuracy": figure}
-        paths.append(recipes.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, 5, recipes.own()))
+        paths.append(recipes.weights.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, 5, recipes.own()))
         if figure == 0.05:
             assert recipes.best("fashion_classifier")[0].parent == folder, "what ships is better than the first"
             assert recipes.standing(paths[0]) == (
@@ -192,16 +192,16 @@ def test_of_what_more_hangs_on_the_one_that_ships_stays_in_use(shipped, monkeypa
     folder, model = shipped
     assert [name for name in recipes.RECIPES if recipes.RECIPES[name].fixed] == ["emoji_autoencoder", "sentence_autoencoder"]
     monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "fixed", True)                 # as it is, but for this fixture
-    path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
     assert recipes.best("fashion_classifier")[0] == folder / path.name
     assert recipes.best("fashion_classifier", path.parent)[0] == path
     assert f"go on with {folder / path.name}, test_accuracy 0.1: more hangs on those" in recipes.standing(path)
-    assert recipes._best("fashion_classifier", None)[0] == path, "with which --further begins"
+    assert recipes.weights._best("fashion_classifier", None)[0] == path, "with which --further begins"
 
 
 def test_weights_in_a_relative_folder_are_known_as_those_in_use(shipped, monkeypatch):
     _, model = shipped
-    path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
     monkeypatch.chdir(recipes.own().parent)
     assert "use it from now on" in recipes.standing(Path("weights", path.name))
 
@@ -210,7 +210,7 @@ def test_weights_that_no_manifest_lists_are_not_written_over(stored):
     folder, model = stored
     (folder / "manifest.json").unlink()
     kept = (folder / "fashion_classifier.safetensors").read_bytes()
-    path = recipes.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, folder)
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, folder)
     assert path.name == "fashion_classifier-2.safetensors" and (folder / "fashion_classifier.safetensors").read_bytes() == kept
 
 
@@ -224,10 +224,10 @@ def test_weights_of_another_network_are_named(stored, monkeypatch):
 def test_weights_in_eight_bits_are_right_to_half_a_step_of_their_row(generator):
     weights = {"kernel": torch.randn(6, 3, 3, 3, generator=generator) * torch.logspace(-3, 1, 6)[:, None, None, None],
                "silent": torch.zeros(4, 5), "bias": torch.randn(6, generator=generator)}
-    stored = recipes.packed(weights, int8=True)
+    stored = recipes.weights.packed(weights, int8=True)
     assert {k: v.dtype for k, v in stored.items() if ":" not in k} == {
         "kernel": torch.int8, "silent": torch.int8, "bias": torch.float16}
-    back = recipes.unpacked(stored)
+    back = recipes.weights.unpacked(stored)
     assert back.keys() == weights.keys() and torch.equal(back["silent"], weights["silent"])
     step = weights["kernel"].flatten(1).abs().amax(1) / 127
     assert bool(((back["kernel"] - weights["kernel"]).abs().flatten(1).amax(1) <= step / 2 + 1e-7).all())
@@ -255,8 +255,8 @@ def test_latents_are_kept_for_these_weights_and_pictures_alone(monkeypatch, tmp_
     monkeypatch.setattr(data, "ROOT", tmp_path)
     monkeypatch.setattr(data, "checksums", lambda: sums)
     monkeypatch.setattr(data, "emoji", lambda split: data.Emoji(torch.zeros(2, 3, 64, 64), torch.zeros(2), torch.zeros(2)))
-    monkeypatch.setattr(recipes, "load", lambda name: calls.append(name) or model)
-    monkeypatch.setattr(recipes, "best", lambda name: (tmp_path / name, {"sha256": "b"}))
+    monkeypatch.setattr(recipes.weights, "load", lambda name: calls.append(name) or model)
+    monkeypatch.setattr(recipes.weights, "best", lambda name: (tmp_path / name, {"sha256": "b"}))
     first = recipes.emoji_latents("test")
     assert first.shape == (2, 4, 16, 16) and torch.equal(recipes.emoji_latents("test"), first) and len(calls) == 1
     kept, = (tmp_path / "data" / "cache").iterdir()
@@ -304,22 +304,24 @@ def test_a_state_is_bound_to_all_that_its_recipe_reads(name, tmp_path, monkeypat
     def begin(*_, **run):
         raise Begun(run["identity"])
 
-    monkeypatch.setattr(recipes, "load", lambda name, *where: read.add(name) or load(name, *where))
+    monkeypatch.setattr(recipes.weights, "load", lambda name, *where: read.add(name) or load(name, *where))
     monkeypatch.setattr(data, "path", lambda name: read.add(name) or path(name))
     words = data.words.__wrapped__
     monkeypatch.setattr(data, "words", lambda: words())                     # not the kept ones
     text.vocabulary.cache_clear()
     monkeypatch.setattr(data, "_sprites", lambda path: torch.zeros(1340, 3, 4, 4, dtype=torch.uint8))
-    monkeypatch.setattr(recipes, "encode_all", lambda model, rows: torch.zeros(len(rows), 4))
-    monkeypatch.setattr(recipes, "emoji_captions", lambda pictures: data.emoji_captions() and data.words() and pictures.name)
+    for module in (recipes.emoji, recipes.sentences):
+        monkeypatch.setattr(module, "encode_all", lambda model, rows: torch.zeros(len(rows), 4))
+    monkeypatch.setattr(recipes.emoji, "emoji_captions",
+                        lambda pictures: data.emoji_captions() and data.words() and pictures.name)
     monkeypatch.setattr(files, "read_sealed", lambda path: (_ for _ in ()).throw(FileNotFoundError))
     monkeypatch.setattr(files, "write_sealed", lambda path, payload: None)
-    monkeypatch.setattr(recipes, "run_training", begin)
+    monkeypatch.setattr(training, "train", begin)
     with pytest.raises(Begun) as begun:
         recipes.train(name, "cpu", 2, tmp_path)
     identity, = begun.value.args
     assert identity.pop("recipe") == name and identity.pop("further") == ""
-    assert identity.keys() == read and identity == recipes.sums(sorted(read))
+    assert identity.keys() == read and identity == recipes.weights.sums(sorted(read))
 
 
 @every_recipe
@@ -331,7 +333,7 @@ def test_two_steps_of_a_recipe_leave_weights_that_load_and_nothing_else(name, fe
     assert entry["steps"] == 2 and entry["full_steps"] == recipes.RECIPES[name].steps
     assert entry["metrics"] and all(isinstance(v, float) for v in entry["metrics"].values())
     loaded, stored = recipes.load(name, folder=tmp_path), load_file(path)
-    for k, v in recipes.unpacked(stored).items():
+    for k, v in recipes.weights.unpacked(stored).items():
         assert torch.equal(v, loaded.state_dict()[k])
         assert stored[k].dtype == (torch.int8 if recipes.RECIPES[name].int8 and v.ndim > 1 else torch.float16)
 
@@ -344,7 +346,7 @@ def test_a_recipe_repeats_itself_byte_for_byte(few_images, tmp_path):
 def test_a_recipe_that_was_killed_goes_on_from_its_state(few_images, tmp_path, monkeypatch):
     whole = recipes.train("fashion_classifier", "cpu", 3, tmp_path / "whole").read_bytes()
     with monkeypatch.context() as patch:  # cut off after training, before the weights are written
-        patch.setattr(recipes, "store", lambda *_: 1 / 0)
+        patch.setattr(recipes.weights, "store", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut")
     assert visible(tmp_path / "cut") == {"fashion_classifier.state.pt"}
@@ -352,24 +354,24 @@ def test_a_recipe_that_was_killed_goes_on_from_its_state(few_images, tmp_path, m
         recipes.train("fashion_classifier", "cpu", 4, tmp_path / "cut")
     with pytest.raises(ValueError, match="steps, batch: expected at least 1 of each, got 0"):
         recipes.train("fashion_classifier", "cpu", 0, tmp_path / "cut")
-    monkeypatch.setattr(recipes, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
+    monkeypatch.setattr(recipes.fashion, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
     assert recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut").read_bytes() == whole
 
 
 def cut_off(monkeypatch, *arguments, **options):
     """Train, and be killed before the weights are written."""
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "store", lambda *_: 1 / 0)
+        patch.setattr(recipes.weights, "store", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             recipes.train(*arguments, **options)
 
 
 def test_a_state_of_other_data_another_teacher_or_another_recipe_is_refused(few_images, tmp_path, monkeypatch):
     cut_off(monkeypatch, "fashion_progressive_4", "cpu", 2, tmp_path)
-    sums = recipes.sums(("fashion_mnist.npz", "fashion_progressive_8"))
+    sums = recipes.weights.sums(("fashion_mnist.npz", "fashion_progressive_8"))
     for name in sums:
         with monkeypatch.context() as patch:
-            patch.setattr(recipes, "sums", lambda names, name=name: sums | {name: "1234"})
+            patch.setattr(recipes.weights, "sums", lambda names, name=name: sums | {name: "1234"})
             with pytest.raises(ValueError, match=rf"other settings .*: \{{'{name}': \('{sums[name]}', '1234'\)\}}; delete it"):
                 recipes.train("fashion_progressive_4", "cpu", 2, tmp_path)
     (tmp_path / "fashion_progressive_4.state.pt").rename(tmp_path / "fashion_progressive_2.state.pt")
@@ -380,7 +382,7 @@ def test_a_state_of_other_data_another_teacher_or_another_recipe_is_refused(few_
 
 def test_a_damaged_manifest_is_found_before_the_training(tmp_path, monkeypatch):
     (tmp_path / "manifest.json").write_text("{")
-    monkeypatch.setattr(recipes, "run_training", lambda *_, **__: pytest.fail("hours later"))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("hours later"))
     with pytest.raises(ValueError, match=r"manifest.json is damaged: .*line 1 .*mend or delete it; weights beside it stay"):
         recipes.train("ring_teacher", "cpu", 2, tmp_path)
 
@@ -412,7 +414,7 @@ def test_a_kill_between_weights_and_manifest_leaves_what_was_there_and_can_go_on
     if further:
         recipes.load("fashion_classifier", folder=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
+        patch.setattr(recipes.fashion, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
         path = recipes.train("fashion_classifier", "cpu", 3, tmp_path, further=further)
     assert recipes.entries(tmp_path)[path.stem]["steps"] == (5 if further else 3)
     assert not (tmp_path / "fashion_classifier.state.pt").exists()
@@ -430,7 +432,7 @@ def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few
         began.update(weights={k: v.clone() for k, v in model.state_dict().items()}, seed=run["seed"])
         return Trained(model, [1.0], 60.0)
 
-    monkeypatch.setattr(recipes, "run_training", spy)
+    monkeypatch.setattr(training, "train", spy)
     (tmp_path / "fashion_classifier.state.pt").touch()
     recipes.train("fashion_classifier", "cpu", 3, tmp_path, further=True)
     assert all(torch.equal(v, began["weights"][k]) for k, v in before.state_dict().items())
@@ -447,7 +449,7 @@ def test_a_recipe_with_a_start_begins_there(name, few_images, tmp_path, monkeypa
         began.update(getattr(model, "f", model).state_dict())
         raise InterruptedError
 
-    monkeypatch.setattr(recipes, "run_training", stop)
+    monkeypatch.setattr(training, "train", stop)
     with pytest.raises(InterruptedError):
         recipes.train(name, "cpu", 2, tmp_path)
     start = recipes.load(recipes.RECIPES[name].start).state_dict()
@@ -476,7 +478,7 @@ def test_shifted_images_keep_their_size_and_lose_at_most_two_pixels(generator):
     x = torch.full((2, 1, 28, 28), -1.0)
     x[:, :, 14, 14] = 1.0
     for _ in range(100):
-        recipes.shifted_cross_entropy(Look(), x, torch.tensor([0, 1]), generator)
+        recipes.fashion.shifted_cross_entropy(Look(), x, torch.tensor([0, 1]), generator)
     places = {tuple((image[0, 0] == 1).nonzero()[0].tolist()) for image in seen}
     assert all(image.shape == x.shape for image in seen)
     assert places == {(row, column) for row in range(12, 17) for column in range(12, 17)}
@@ -504,9 +506,9 @@ def test_labels_are_dropped_one_time_in_ten_and_times_stay_in_range(generator):
 def test_the_held_out_loss_is_the_same_every_time(few_images):
     torch.manual_seed(0)
     model = recipes.known("fashion_teacher").build()
-    first = recipes.test_loss(recipes.diffusion_loss, model, data.fashion_mnist("test"))
+    first = recipes.losses.test_loss(recipes.diffusion_loss, model, data.fashion_mnist("test"))
     torch.manual_seed(1)
-    assert recipes.test_loss(recipes.diffusion_loss, model, data.fashion_mnist("test")) == first
+    assert recipes.losses.test_loss(recipes.diffusion_loss, model, data.fashion_mnist("test")) == first
     assert first["test_loss"] > 0
 
 
@@ -525,7 +527,8 @@ def test_the_sketch_learns_the_mean_of_what_a_caption_may_mean(generator):
     heard[[2, 4]] = 0
     network = DiT(1, 4, 2, width=16, depth=1, heads=2, captions=Captions(vectors, 3, 16, (1, 4, 4), heard))
     model = Preconditioned(network, CosineVP(), V())
-    trained = train(recipes.sketched_loss, model, [x0, told], steps=400, batch=128, lr=3e-3, ema=0.9, progress=False).model
+    loss = recipes.emoji.sketched_loss
+    trained = train(loss, model, [x0, told], steps=400, batch=128, lr=3e-3, ema=0.9, progress=False).model
     with torch.no_grad():
         sketch = trained.network.captions(torch.tensor([[1, 2, -1], [3, -1, -1], [-1, -1, -1]]), 3)[2]
     torch.testing.assert_close(sketch, torch.stack([x0[:2].mean(0), x0[2:].mean(0), x0.mean(0)]), atol=0.15, rtol=0)
@@ -534,5 +537,5 @@ def test_the_sketch_learns_the_mean_of_what_a_caption_may_mean(generator):
 def test_the_sketches_of_the_text_to_image_models_are_those_of_no_style():
     said = [*(f"red apple {style}" for style in data.STYLES), "red apple", "green apple flat"]
     with torch.no_grad():
-        sketches = recipes.emoji_dit(channels=4).captions(torch.stack([recipes.text.caption(each)[0] for each in said]), 6)[2]
+        sketches = recipes.emoji.emoji_dit(channels=4).captions(torch.stack([text.caption(each)[0] for each in said]), 6)[2]
     assert (sketches[:4] - sketches[4]).abs().max() < 1e-6 < 1e-2 < (sketches[4] - sketches[5]).abs().max()

@@ -4,9 +4,7 @@
     predict("4.1", "b")                     # records a choice before the result is seen
     reveal("4.1")                           # confronts that choice with the result
 
-The modules: checks and predictions (what notebooks call), banks (finds chapter_NN.py, where authors write exercises),
-build (notebooks/source -> notebooks and solutions), copies (the folder my/), answers (finds a learner's answers in a
-notebook), learner (what is in my/: carried over, counted), rerun (`course check`), lab, doctor, cli.
+The rooms are on the map, in the docstring of course_lib.
 """
 
 import importlib
@@ -20,4 +18,4 @@ def __getattr__(name: str):
     """Import the three names on first use, so that commands which check nothing do not wait for torch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.judge.{_HOME[name]}"), name)

@@ -101,7 +101,7 @@ def _root(root: Path | None) -> Path:
 
 
 def _lab(options, root) -> int:
-    from . import lab
+    from .learner import lab
 
     return lab.lab(_root(root), options.port, options.browser)
 
@@ -122,9 +122,9 @@ def _list(options, root) -> int:
 
 
 def _progress(options, root) -> int:
-    from . import answers, learner
+    from .learner import answers, work
 
-    table = learner.progress(_root(root))
+    table = work.progress(_root(root))
     for chapter in table:
         states = "  ".join(f"{id} {state}" for id, state in chapter.states.items())
         print(f"{chapter.name:<34} {states}{chapter.saved and f'   ({chapter.saved})'}".rstrip())
@@ -143,19 +143,20 @@ def _check(options, root) -> int:
     results. It is no sandbox: answers run with your rights, and code that sets out to deceive can. That the library and the
     chapter stay the same during the run is verified.
     """
-    from . import answers, copies, learner, notebooks, rerun
+    from . import notebooks
+    from .learner import answers, copies, rerun, work
 
     root = _root(root)
     if options.notebook is not None:
         own, notebook = options.notebook, notebooks.load(options.notebook)
-        shipped = learner.shipped_for(root, own, options.chapter)
+        shipped = work.shipped_for(root, own, options.chapter)
     elif options.chapter is not None:
         [shipped] = copies.given(root, options.chapter)
-        own = learner.own_file(root, shipped)
-        notebook = learner.load(own)
+        own = work.own_file(root, shipped)
+        notebook = work.load(own)
     else:
         raise ValueError("which chapter? `course check 4`, or `course check --notebook FILE`")
-    print(f"{own.relative_to(root) if own.is_relative_to(root) else own}, {learner.saved(own)}", flush=True)
+    print(f"{own.relative_to(root) if own.is_relative_to(root) else own}, {work.saved(own)}", flush=True)
     results = rerun.check(root, shipped, notebook)
     for result in results:
         print(f"{result.name:<5} {result.state} {result.message}")
@@ -165,7 +166,7 @@ def _check(options, root) -> int:
 
 
 def _reset(options, root) -> int:
-    from . import copies
+    from .learner import copies
 
     kept = copies.reset(_root(root), options.chapter)
     print("a fresh copy is in my/" + (f"; your old one is {kept.name}, beside it" if kept else ""))
@@ -173,12 +174,13 @@ def _reset(options, root) -> int:
 
 
 def _update(options, root) -> int:
-    from . import learner, notebooks
+    from . import notebooks
+    from .learner import work
 
     root, failed = _root(root), False
     for path in notebooks.chapters(root / "notebooks", options.chapters):
         try:
-            print("\n".join(learner.update(root, notebooks.number(path))))
+            print("\n".join(work.update(root, notebooks.number(path))))
         except (ValueError, OSError) as error:          # the other chapters can be updated all the same
             print(f"course: {error}", file=sys.stderr)
             failed = True
@@ -186,7 +188,7 @@ def _update(options, root) -> int:
 
 
 def _doctor(options, root) -> int:
-    from . import doctor
+    from .learner import doctor
 
     findings = doctor.examine()
     for name, well, message in findings:
@@ -205,7 +207,7 @@ def _train(options, root) -> int:
 
 
 def _measure(options, root) -> int:
-    measurements = importlib.import_module("course_lib.classroom.measure").MEASUREMENTS
+    measurements = importlib.import_module("course_lib.measure").MEASUREMENTS
     if options.name is None:
         return _listed(measurements)
     if options.name not in measurements:
@@ -229,7 +231,7 @@ def _listed(functions: dict[str, Callable]) -> int:
 
 
 def _build(options, root) -> int:
-    from . import build
+    from .author import build
 
     if not options.check:
         build.build(_root(root), options.chapters, options.force)

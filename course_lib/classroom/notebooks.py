@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from course_lib import files
+from .. import files
 
 if TYPE_CHECKING:                       # it takes long to import, and `course list` needs none of it
     from nbformat import NotebookNode

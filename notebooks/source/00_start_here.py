@@ -341,7 +341,7 @@ ledger.table([row, *shipped], "method data NFE depth seconds batch metric value 
 # The same report as `course doctor`: your Python, your device, and the checksums of all data and weights.
 
 # %%
-from course_lib.classroom.doctor import examine
+from course_lib.classroom.learner.doctor import examine
 
 for name, well, message in examine():
     print("✓" if well else "✗", f"{name:20s}", message)

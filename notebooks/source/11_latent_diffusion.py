@@ -47,9 +47,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from course_lib import data, ledger, plotting, recipes, text
 from course_lib.autoencoders import kl_loss
 from course_lib.classroom import exercise, predict, reveal
-from course_lib.classroom.measure.emoji_runs import draw
 from course_lib.denoiser import Preconditioned, V, guided
 from course_lib.fast_samplers import ddim, dpm_solver_pp
+from course_lib.measure.emoji import draw
 from course_lib.metrics import features, relative_l2
 from course_lib.networks import Captions, ColourFeatures, DiT
 from course_lib.parallel import converged, picard

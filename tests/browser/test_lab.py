@@ -37,7 +37,7 @@ def address(course, root):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start = f"from pathlib import Path; from course_lib.classroom import lab; lab.lab(Path({str(course)!r}), {port})"
+    start = f"from pathlib import Path; from course_lib.classroom.learner import lab; lab.lab(Path({str(course)!r}), {port})"
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1",    # the browser wants the other core
                    "JUPYTERLAB_WORKSPACES_DIR": str(course / "workspaces")}          # no tabs of another lab of this user
     environment.pop("DISPLAY", None)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import course_lib.classroom
-from course_lib.classroom import build, checks
+from course_lib.classroom.author import build
+from course_lib.classroom.judge import checks
 
 BANK = '''
 import torch
-from course_lib.classroom.checks import Exercise, Mistake
-from course_lib.classroom.predictions import Prediction
+from course_lib.classroom.exercises import Exercise, Mistake, Prediction
 
 
 def line(x, slope):
@@ -57,7 +57,7 @@ SOURCE = '''# ---
 # %%
 import course_lib.classroom
 
-course_lib.classroom.__path__.append(BANK_FOLDER)
+course_lib.classroom.banks.__path__.append(BANK_FOLDER)
 import torch
 
 from course_lib.classroom import exercise, predict, reveal
@@ -104,9 +104,9 @@ def bank(tmp_path_factory):
     """A folder with the fake chapter's bank, seen by course_lib.classroom while the tests run."""
     folder = tmp_path_factory.mktemp("bank")
     (folder / "chapter_97.py").write_text(BANK, encoding="utf-8")
-    course_lib.classroom.__path__.append(str(folder))
+    course_lib.classroom.banks.__path__.append(str(folder))
     yield folder
-    course_lib.classroom.__path__.remove(str(folder))
+    course_lib.classroom.banks.__path__.remove(str(folder))
 
 
 @pytest.fixture(scope="session")

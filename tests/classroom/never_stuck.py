@@ -30,8 +30,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from course_lib.classroom import checks, notebooks
-from course_lib.classroom.build import Chapter
+from course_lib.classroom import notebooks
+from course_lib.classroom.author.build import Chapter
+from course_lib.classroom.judge import checks
 
 
 @dataclass

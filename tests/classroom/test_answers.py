@@ -4,7 +4,8 @@ import pytest
 import torch
 from nbformat import v4
 
-from course_lib.classroom import answers, copies, notebooks
+from course_lib.classroom import notebooks
+from course_lib.classroom.learner import answers, copies
 
 from .test_learner import NAME, RIGHT, solve
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_lib.classroom import banks, checks, notebooks
+from course_lib.classroom import banks, notebooks
+from course_lib.classroom.judge import checks, running, verdicts
 
 ROOT = Path(__file__).parents[2]
 TASKS = [task for chapter in banks.chapters() for task in banks.exercises(chapter).values()]
@@ -36,7 +37,7 @@ def test_the_solutions_are_accepted(path):
         assert verdict.status == "solved", f"{id}: {verdict.message}"
 
 
-def answered(id: str, *changes: str) -> checks.Verdict:
+def answered(id: str, *changes: str) -> verdicts.Verdict:
     """What the judge says of a solution in which some code, changes[0::2], is replaced by other code, changes[1::2]."""
     path = solution(id)
     source = sources(path)[id]
@@ -92,12 +93,12 @@ class TwiceAsked:
 
 @tasks
 def test_right_values_that_cost_more_are_told_so(task):
-    reference = [outcome.asked for outcome in checks._expected(task)]
+    reference = [outcome.asked for outcome in running.expected(task)]
     maps = {place for asked in reference for place, meter in enumerate(asked) if meter.calls}
-    given = {place for _, case in task._drawn for place, value in enumerate(case)
+    given = {place for _, case in running.drawn(task) for place, value in enumerate(case)
              if callable(value) and hasattr(value, "schedule")}
     assert given <= maps, "a denoiser is given and never asked"
-    for place in maps - {checks._names(task).index(name) for name in task.free}:
+    for place in maps - {verdicts._names(task).index(name) for name in task.free}:
         def wasteful(*arguments, place=place):
             return task.reference(*arguments[:place], TwiceAsked(arguments[place]), *arguments[place + 1:])
 
@@ -247,12 +248,12 @@ def test_texts_fit_the_line_that_is_printed(task):
 
 @tasks
 def test_cases_are_many_and_vary_the_batch(task):
-    drawn = checks._draw(task)
-    again = checks._draw(task)
-    assert len(drawn) == len(again) >= 2 * len(checks.SEEDS)
+    drawn = running.drawn(task)
+    again = running.drawn(task)
+    assert len(drawn) == len(again) >= 2 * len(running.SEEDS)
     tensors = [value for _, case in drawn for value in case if isinstance(value, torch.Tensor) and value.ndim]
     assert not tensors or max(len(tensor) for tensor in tensors) > 1
-    assert all(checks._same_inputs(b, a) for (_, a), (_, b) in zip(drawn, again)), "cases must follow the generator"
+    assert all(running._same_inputs(b, a) for (_, a), (_, b) in zip(drawn, again)), "cases must follow the generator"
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.id)

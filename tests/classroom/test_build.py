@@ -11,7 +11,8 @@ import torch
 from nbformat import v4
 from PIL import Image
 
-from course_lib.classroom import build, notebooks
+from course_lib.classroom import notebooks
+from course_lib.classroom.author import build
 
 SOLVED = "97_lines.ipynb"
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from course_lib.classroom import build, notebooks
+from course_lib.classroom import notebooks
+from course_lib.classroom.author import build
 from course_lib.data import ROOT
 
 SOURCES = notebooks.chapters(ROOT / "notebooks" / "source", suffix=".py")

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import course_lib.classroom
-from course_lib.classroom import banks, checks, exercise
+from course_lib.classroom import banks, exercise
+from course_lib.classroom.exercises import Exercise, Mistake
+from course_lib.classroom.judge import checks
 from course_lib.denoiser import levels
 from course_lib.schedules import CosineVP
 
@@ -71,7 +73,7 @@ def test_a_class_is_marked_as_a_class(capsys):
     class Slope:
         """A learner's answer that is a class."""
 
-    task = checks.Exercise("97.1", "", Slope, lambda generator: [], [])
+    task = Exercise("97.1", "", Slope, lambda generator: [], [])
     own = checks._marked(task)
     assert issubclass(own, Slope)
     assert checks.judge(task, own).status == "again"
@@ -158,7 +160,7 @@ def test_random_numbers_of_the_notebook_are_left_alone(capsys):
 
 
 def test_functions_that_draw_noise_alike_agree():
-    task = checks.Exercise("97.9", "", lambda x: x + torch.randn(x.shape), lambda generator: [(torch.zeros(4),)], [])
+    task = Exercise("97.9", "", lambda x: x + torch.randn(x.shape), lambda generator: [(torch.zeros(4),)], [])
     assert checks.judge(task, lambda x: torch.randn(x.shape) + x).status == "solved"
 
 
@@ -174,7 +176,7 @@ def test_a_loop_without_end_is_stopped(capsys, catches):
                 if not catches:
                     raise
 
-    task = checks.Exercise("97.9", "", right, banks.exercise("97.1").cases, [], seconds=0.3)
+    task = Exercise("97.9", "", right, banks.exercise("97.1").cases, [], seconds=0.3)
     started = time.monotonic()
     verdict = checks.judge(task, endless)
     assert "stopped after 0.3 seconds" in verdict.message
@@ -193,7 +195,7 @@ def test_tips_come_one_at_a_time_and_then_the_solution(capsys):
 
 
 def test_numbers_and_tuples_are_compared():
-    task = checks.Exercise("97.9", "", lambda n: (n / 2, torch.ones(n)), lambda generator: [(2,), (3,)], [])
+    task = Exercise("97.9", "", lambda n: (n / 2, torch.ones(n)), lambda generator: [(2,), (3,)], [])
     assert checks.judge(task, lambda n: (torch.tensor(n / 2), torch.ones(n))).status == "solved"
     assert checks.judge(task, lambda n: (n / 3, torch.ones(n))).status == "wrong"
 
@@ -203,7 +205,7 @@ def test_call_says_how_a_case_is_run():
         x.requires_grad_()
         return torch.autograd.grad(loss(x), x)[0]
 
-    task = checks.Exercise("97.9", "", lambda x: (x**2).sum(), lambda g: [(torch.randn(3, generator=g),)], [],
+    task = Exercise("97.9", "", lambda x: (x**2).sum(), lambda g: [(torch.randn(3, generator=g),)], [],
                            call=gradient)
     assert checks.judge(task, lambda x: x @ x).status == "solved"
     assert checks.judge(task, lambda x: x.sum()).status == "wrong"
@@ -248,7 +250,7 @@ def costly(D, reference=twice, **extra):
     def cases(generator):
         for B in (1, 3):
             yield D, torch.randn(B, 2, generator=generator)
-    return checks.Exercise("97.9", "", reference, cases, [checks.Mistake("once", lambda D, x: D(x, 0.5), "once only")], **extra)
+    return Exercise("97.9", "", reference, cases, [Mistake("once", lambda D, x: D(x, 0.5), "once only")], **extra)
 
 
 maps = pytest.mark.parametrize("D", [Half(), Layer(), half, functools.partial(half)], ids=lambda D: type(D).__name__)
@@ -318,7 +320,7 @@ def test_a_step_that_asks_a_denoiser_does_not_count_twice():
         for B in (1, 4):
             yield Half(), torch.randn(B, 2, generator=generator), lambda D, x: levels(D, x, 0.5)[0] * D(x, 0.5)
 
-    task = checks.Exercise("97.9", "", walk, cases, [])
+    task = Exercise("97.9", "", walk, cases, [])
     verdict = checks.judge(task, lambda D, x, step: walk(D, x, step) + 0 * D(x, 0.5))
     assert verdict.message.startswith("right values, but 3 evaluations where 2 are enough")
 
@@ -327,7 +329,7 @@ def test_the_map_is_named_where_there_are_several():
     def both(f, g, x):
         return f(x, 1) + g(x, 1)
 
-    task = checks.Exercise("97.9", "", both, lambda g: [(half, half, torch.randn(2, 2, generator=g))], [])
+    task = Exercise("97.9", "", both, lambda g: [(half, half, torch.randn(2, 2, generator=g))], [])
     verdict = checks.judge(task, lambda f, g, x: both(f, g, x) + 0 * g(x, 1))
     assert verdict.message.startswith("right values, but 4 evaluations of g where 2 are enough")
 
@@ -446,10 +448,10 @@ def test_a_case_that_the_reference_refuses_must_be_refused():
         assert (x >= 0).all()
         return x.sqrt()
 
-    task = checks.Exercise("97.9", "", root, lambda g: [(torch.tensor([4.0]),), (torch.tensor([-1.0, 4.0]),)], [
-        checks.Mistake("clamped", lambda x: x.clamp(min=0).sqrt(), "a clamp hides it"),
-        checks.Mistake("square", lambda x: x**2, "a square"),
-        checks.Mistake("unasserted", lambda x: x.sqrt(), "nothing is asserted")])
+    task = Exercise("97.9", "", root, lambda g: [(torch.tensor([4.0]),), (torch.tensor([-1.0, 4.0]),)], [
+        Mistake("clamped", lambda x: x.clamp(min=0).sqrt(), "a clamp hides it"),
+        Mistake("square", lambda x: x**2, "a square"),
+        Mistake("unasserted", lambda x: x.sqrt(), "nothing is asserted")])
     assert checks.judge(task, lambda x: root(x)).status == "solved"
     for mistake in task.mistakes:
         assert checks.judge(task, mistake.wrong).mistake is mistake
@@ -462,8 +464,8 @@ def test_an_assertion_of_the_learners_finds_what_would_be_nan():
         assert (x >= 1).all()
         return (x - 1).sqrt()
 
-    task = checks.Exercise("97.9", "", lambda x: x.sqrt(), lambda g: [(torch.tensor([4.0]),), (torch.tensor([0.5, 4.0]),)], [
-        checks.Mistake("one less", lambda x: (x - 1).sqrt(), "one less")])
+    task = Exercise("97.9", "", lambda x: x.sqrt(), lambda g: [(torch.tensor([4.0]),), (torch.tensor([0.5, 4.0]),)], [
+        Mistake("one less", lambda x: (x - 1).sqrt(), "one less")])
     assert checks.judge(task, asserts).mistake is task.mistakes[0]
     assert checks.judge(task, lambda x: asserts(x) if (x >= 1).all() else x.nothing).mistake is None
 
@@ -473,10 +475,10 @@ def test_a_mistake_that_explains_all_goes_before_one_that_explains_some():
         for n in (1, 2, 3, 4, 5, 6):
             yield (n,)
 
-    task = checks.Exercise("97.9", "", lambda n: n, cases, [
-        checks.Mistake("large ones", lambda n: n + 1 if n > 3 else n, "some"),
-        checks.Mistake("a single one", lambda n: n + 1 if n == 2 else n, "one"),
-        checks.Mistake("all but one", lambda n: n + 1 if n > 1 else n, "most")])
+    task = Exercise("97.9", "", lambda n: n, cases, [
+        Mistake("large ones", lambda n: n + 1 if n > 3 else n, "some"),
+        Mistake("a single one", lambda n: n + 1 if n == 2 else n, "one"),
+        Mistake("all but one", lambda n: n + 1 if n > 1 else n, "most")])
     assert checks.judge(task, lambda n: n + 1 if n > 1 else n).mistake.name == "all but one"
     assert checks.judge(task, lambda n: n + 1 if n > 3 else n + 2 if n == 1 else n).mistake.name == "large ones"
     assert checks.judge(task, lambda n: n + 1 if n == 2 else n + 2 if n > 3 else n).mistake is None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from course_lib.classroom import cli, copies
+from course_lib.classroom import cli
+from course_lib.classroom.learner import copies
 
 FULL = Path("/dev/full")
 

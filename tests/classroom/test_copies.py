@@ -7,7 +7,8 @@ import time
 import pytest
 
 from course_lib import files
-from course_lib.classroom import cli, copies, notebooks
+from course_lib.classroom import cli, notebooks
+from course_lib.classroom.learner import copies
 
 from .test_learner import answering, mine, save, solve
 

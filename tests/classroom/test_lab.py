@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from course_lib.classroom import cli, lab, notebooks
+from course_lib.classroom import cli, notebooks
+from course_lib.classroom.learner import lab
 
 # As some have it on a machine of their own: open to everybody. The extensions are left out, since they start slowly.
 OPEN = """

@@ -12,7 +12,9 @@ from functools import cache
 import never_stuck
 import pytest
 
-from course_lib.classroom import banks, build, checks, notebooks
+from course_lib.classroom import banks, notebooks
+from course_lib.classroom.author import build
+from course_lib.classroom.judge import checks
 from course_lib.data import ROOT
 
 SOURCES = notebooks.chapters(ROOT / "notebooks" / "source", suffix=".py")
@@ -115,7 +117,7 @@ def test_a_chapter_runs_to_its_end_whichever_exercises_are_blank(source, tmp_pat
 
 BANK = '''
 import torch
-from course_lib.classroom.checks import Exercise
+from course_lib.classroom.exercises import Exercise
 
 
 def walk(step, x):

@@ -13,7 +13,8 @@ import pytest
 from nbformat import v4
 
 from course_lib import files
-from course_lib.classroom import answers, cli, notebooks, rerun
+from course_lib.classroom import cli, notebooks
+from course_lib.classroom.learner import answers, rerun
 
 from .test_learner import NAME, RIGHT, answering, mine, save, solve, store_outputs
 
@@ -195,7 +196,7 @@ def test_a_library_that_changed_meanwhile_is_named(course, monkeypatch, tmp_path
 def test_no_kernel_outlives_the_command(tmp_path, name):
     marker = tmp_path / "pid"
     cell = f"import os\nopen({str(marker)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
-    code = ("from pathlib import Path\nfrom course_lib.classroom import rerun\n"
+    code = ("from pathlib import Path\nfrom course_lib.classroom.learner import rerun\n"
             f"rerun._run(Path({str(tmp_path)!r}), [('one', {cell!r})])")
     root = Path(files.__file__).resolve().parents[1]
     command = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -242,7 +243,7 @@ def test_a_notebook_anywhere_can_be_checked(course, tmp_path, monkeypatch, capsy
 def test_what_is_not_installed_is_named(course, monkeypatch, capsys):
     save(course, solve)
     monkeypatch.setitem(sys.modules, "nbclient", None)
-    monkeypatch.delitem(sys.modules, "course_lib.classroom.rerun")
-    monkeypatch.delattr("course_lib.classroom.rerun")
+    monkeypatch.delitem(sys.modules, "course_lib.classroom.learner.rerun")
+    monkeypatch.delattr("course_lib.classroom.learner.rerun")
     assert cli.main(["check", "97"], course) == 2
     assert "needs nbclient, which is not installed: pip install" in capsys.readouterr().err

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from course_lib.classroom import banks, checks
+from course_lib.classroom import banks
+from course_lib.classroom.judge import checks
 from course_lib.denoiser import levels, per_row
 from course_lib.fast_samplers import ddim
 

@@ -1,0 +1,1 @@
+"""What an author has: notebooks are built from notebooks/source."""

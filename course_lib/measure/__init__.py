@@ -1,0 +1,27 @@
+"""What fills data/ledger.csv and the tables beside it: one function a measurement, run by `course measure NAME`.
+
+Each takes (device, samples, seeds), writes its rows under data/ and returns them.
+"""
+
+from .. import data, ledger
+from . import emoji, fashion, latents, parallel, ring, solvers
+
+MEASUREMENTS = {measurement.__name__: measurement for measurement in (
+    fashion.baseline, fashion.few_steps, fashion.same_images, fashion.guidance, fashion.distillation, emoji.latent,
+    latents.latent_race, latents.latent_sweep, ring.ring_sde, ring.ring_ode, solvers.solvers, parallel.parallel,
+    parallel.devices)}
+TABLES = {"ledger.csv": ledger.Row, "solvers.csv": solvers.SolverRow, "parallel.csv": parallel.ParallelRow,
+          "devices.csv": parallel.DeviceRow}
+
+
+def verify_all() -> list[tuple[str, bool, str]]:
+    """Read every table, as they have no lasting check sums: (name, is it sound, what to say about it)."""
+    return [_report(name, kind) for name, kind in TABLES.items()]
+
+
+def _report(name: str, kind: type) -> tuple[str, bool, str]:
+    try:
+        rows = ledger.read_table(data.ROOT / "data" / name, kind)
+    except (OSError, ValueError) as error:
+        return name, False, f"{error}. As it came: `git checkout -- data/{name}`, which takes what you measured with it"
+    return name, bool(rows), f"{len(rows):,} rows, each of the right kind"

@@ -1,0 +1,22 @@
+"""The trained models that the course ships: one function each, one file each, all rebuilt by `course train NAME`.
+
+A recipe is a function (model, steps, device, checkpoint, seed, identity) -> (Trained, metrics) with a `build` that makes the
+untrained model and, where it begins with the weights of another recipe, that one's name as `start`. Weights are files
+NAME.safetensors, as fp16 or int8; manifest.json beside them says how each came to be, and its check sum is verified before a
+file is used. Those that ship lie in data/checkpoints, those that a learner trains in my/weights: no training ever writes over
+weights that are there, and of all that a recipe has the best by its figure of merit are used.
+
+A new data set is a new file here, imported below; a new model of one a new function in its file.
+"""
+
+from .emoji import captioned_loss, emoji_captions, emoji_latents, reconstruction, small, turned, upscaling_loss
+from .fashion import CONSISTENCY_WEIGHT, accuracy
+from .losses import diffusion_loss
+from .registry import RECIPES, known
+from .ring import path_error
+from .sentences import words_right
+from .weights import best, checkpoints, entries, load, manifest, own, standing, train, verify_all
+
+__all__ = ["CONSISTENCY_WEIGHT", "RECIPES", "accuracy", "best", "captioned_loss", "checkpoints", "diffusion_loss",
+           "emoji_captions", "emoji_latents", "entries", "known", "load", "manifest", "own", "path_error", "reconstruction",
+           "small", "standing", "train", "turned", "upscaling_loss", "verify_all", "words_right"]
