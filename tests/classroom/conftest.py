@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import course_lib.classroom
+import course_lib.classroom.banks
 from course_lib.classroom.author import build
 from course_lib.classroom.judge import checks
 
@@ -55,7 +55,7 @@ SOURCE = '''# ---
 # Which way does it go: (a) flat, (b) up, (c) down?
 
 # %%
-import course_lib.classroom
+import course_lib.classroom.banks
 
 course_lib.classroom.banks.__path__.append(BANK_FOLDER)
 import torch

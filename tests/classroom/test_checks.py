@@ -10,7 +10,7 @@ import types
 import pytest
 import torch
 
-import course_lib.classroom
+import course_lib.classroom.banks
 from course_lib.classroom import banks, exercise
 from course_lib.classroom.exercises import Exercise, Mistake
 from course_lib.classroom.judge import checks
