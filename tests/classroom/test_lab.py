@@ -125,6 +125,17 @@ def test_a_folder_that_cannot_be_written_is_named(course, capsys):
     assert "my cannot be written, so nothing that you do could be saved" in refused(course, capsys)
 
 
+def test_copies_of_an_earlier_version_are_named(course, monkeypatch, capsys):
+    monkeypatch.setattr(lab, "_environment", lambda root, folder: {})
+    monkeypatch.setattr(lab, "_serve", lambda arguments: None)
+    assert lab.lab(course, browser=False) == 0 and "earlier version" not in capsys.readouterr().out
+    notebook = notebooks.read(course / "my" / "97_lines.ipynb")
+    notebook.metadata["course"]["version"] = "00000000"
+    notebooks.write(course / "my" / "97_lines.ipynb", notebook)
+    assert lab.lab(course, browser=False) == 0
+    assert "97_lines.ipynb: from an earlier version of the course; `course update` brings" in capsys.readouterr().out
+
+
 def test_a_home_that_cannot_be_written_is_replaced_while_the_server_runs(course, tmp_path, monkeypatch, capsys):
     (tmp_path / "home").write_text("in truth a file, which not even root can write into")
     for kind in ("CONFIG", "DATA", "RUNTIME"):

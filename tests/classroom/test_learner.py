@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from nbformat import v4
@@ -70,6 +71,24 @@ def newer(course):
 
 def old_files(course):
     return sorted(path.name for path in (course / "my").glob("*-old-*"))
+
+
+def test_a_copy_that_an_earlier_version_handed_out_is_known_and_carried_over(root, tmp_path):
+    """A real one: chapter 00 of an earlier version imports from a place where nothing is any more."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "my").mkdir()
+    shutil.copy(root / "notebooks" / "00_start_here.ipynb", tmp_path / "notebooks")
+    own = tmp_path / "my" / "00_start_here.ipynb"
+    old = notebooks.read(Path(__file__).parent / "handed_out" / own.name)
+    imports = next(cell for cell in old.cells if "course_lib.classroom.doctor" in cell.source)
+    answer = "def my_step(D, x, t, s, z=None, cond=None):\n    return x"
+    notebooks.by_role(old, "exercise")["0.1"].source = answer
+    notebooks.write(own, old)
+    assert copies.of_earlier_versions(tmp_path) == [own]
+    assert "updated with your answers 0.1; the old file" in work.update(tmp_path, 0)[0]
+    new = notebooks.read(own)
+    assert notebooks.by_role(new, "exercise")["0.1"].source == answer
+    assert all(imports.source != cell.source for cell in new.cells) and copies.of_earlier_versions(tmp_path) == []
 
 
 def test_update_carries_answers_over(course, newer):

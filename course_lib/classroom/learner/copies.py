@@ -141,6 +141,18 @@ def worked_in(root: Path) -> list[str]:
             + f". Only my/{path.name} is checked, counted and updated. {_restore(path)}" for path, notebook in changed]
 
 
+def of_earlier_versions(root: Path) -> list[Path]:
+    """The learner's copies that were handed out by an earlier version: what they import may have moved since."""
+    return [own for path in given(root) if (version := _version(own := mine(root, path))) and version != _version(path)]
+
+
+def _version(path: Path) -> str:
+    try:
+        return str(notebooks.course(notebooks.load(path)).get("version", ""))
+    except ValueError:                      # there is none that can be read
+        return ""
+
+
 def _has_text_of(notebook: NotebookNode, own: Path) -> bool:
     try:
         return notebooks.version(notebooks.read(own)) == notebooks.version(notebook)

@@ -35,6 +35,9 @@ def lab(root: Path, port: int | None = None, browser: bool = True) -> int:
     copies.hand_out(root)
     for line in copies.worked_in(root):
         print(line, flush=True)
+    if old := copies.of_earlier_versions(root):
+        print(f"{', '.join(path.name for path in old)}: from an earlier version of the course; `course update` brings the "
+              "present one, with your answers", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(_environment(root, Path(folder)))
         try:
