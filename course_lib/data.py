@@ -81,10 +81,8 @@ def fashion_mnist(split: str = "train", full: bool = False) -> tuple[torch.Tenso
     if full and split == "train":
         images, labels = (read_idx(_payload(f"train-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
     else:
-        with np.load(path("fashion_mnist.npz")) as members:              # a member is decompressed when it is asked for
-            labels = members[f"{split}_labels"]
-            images = decoded(members["frequencies"], members[f"{split}_states"], members[f"{split}_words"])
-    pixels = torch.tensor(images).unsqueeze(1).float()                   # (N, 1, 28, 28) in 0..255
+        images, labels = _clothes(path("fashion_mnist.npz"), split)
+    pixels = torch.tensor(images).unsqueeze(1).float()                   # (N, 1, 28, 28) in 0..255, a copy for each caller
     return pixels.div_(127.5).sub_(1), torch.tensor(labels).long()
 
 
@@ -236,6 +234,14 @@ def decoded(frequencies: np.ndarray, states: np.ndarray, words: np.ndarray) -> n
             pictures[y + 2, x + 2], at = value, at + len(short)
         parts.append(pictures[2:, 2:30].transpose(2, 0, 1).astype(np.uint8))
     return np.concatenate(parts)
+
+
+@cache
+def _clothes(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (N, 28, 28) and labels (N,) as bytes, decoded once a process."""
+    with np.load(path) as members:                                       # a member is decompressed when it is asked for
+        labels = members[f"{split}_labels"]
+        return decoded(members["frequencies"], members[f"{split}_states"], members[f"{split}_words"]), labels
 
 
 def _check_split(split: str, *known: str) -> None:

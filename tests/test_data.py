@@ -59,6 +59,12 @@ def test_every_pixel_and_label_is_that_of_the_source(split):
     assert tuple(hashlib.sha256(payload).hexdigest() for payload in payloads) == SUMS[split]
 
 
+def test_what_one_caller_does_to_its_clothes_does_not_show_in_another_s():
+    for mine, first in zip(data.fashion_mnist("test"), data.fashion_mnist("test")):
+        mine.zero_()
+        assert not torch.equal(mine, first) and torch.equal(first, data.fashion_mnist("test")[mine.ndim == 1])
+
+
 @pytest.fixture(scope="module")
 def prepare(root):
     """The script that makes the file."""
