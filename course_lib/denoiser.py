@@ -48,6 +48,12 @@ def levels(D: Denoiser, x: Tensor, t) -> tuple[Tensor, Tensor]:
     return per_row(D.schedule.alpha(t), x), per_row(D.schedule.sigma(t), x)
 
 
+def noised(schedule: Schedule, x0: Tensor, t, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """x_t = alpha(t) x0 + sigma(t) noise (B, ...) at t, one time or (B,), and its noise, drawn from the generator."""
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return per_row(schedule.alpha(t), x0) * x0 + per_row(schedule.sigma(t), x0) * noise, noise
+
+
 def score(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
     """Score of the noisy marginal, grad log p_t(x) = (alpha x0_hat - x)/sigma^2: Tweedie's formula read backwards.
 
@@ -257,8 +263,11 @@ class Told:
 
 
 def told(D: Preconditioned, number) -> Denoiser:
-    """D with its further number, one or one a row (B,), held fixed: told(student, w) in place of guided(teacher, w)."""
-    return Told(D, number)
+    """D with its further number, one or one a row (B,), held fixed: told(student, w) in place of guided(teacher, w).
+
+    D itself for None.
+    """
+    return D if number is None else Told(D, number)
 
 
 def _of_rows(values, rows: Tensor, x: Tensor, name: str) -> Tensor:
