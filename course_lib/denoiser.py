@@ -85,16 +85,11 @@ def tweedie(score_value: Tensor, x: Tensor, schedule: Schedule, t) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- parameterisations
 class Parameterisation:
-    """What a network F predicts: x0_hat = c_skip x + c_out F(c_in x), all three functions of alpha and sigma.
+    """What a network F predicts: x0_hat = c_skip x + c_out F(c_in x), all three functions of alpha and sigma (tensors).
 
-    The regression target is then (x0 - c_skip x)/c_out for each of them: x0, eps, v, ... with no case distinction.
+    The regression target is then (x0 - c_skip x)/c_out for each of them: x0, eps, v, ... with no case distinction. A subclass
+    says what c_skip and c_out are.
     """
-
-    def c_skip(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def c_out(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Scales the network's input to unit variance for data of unit variance; it is 1 for every VP schedule."""
