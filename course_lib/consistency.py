@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from .arguments import mean_of, need_positive, need_whole, need_within, widened
-from .denoiser import Denoiser, Student, eps, levels, per_row, told
+from .denoiser import Denoiser, Student, eps, for_rows, levels, noised, per_row, told
 from .fast_samplers import ddim
 from .sampling import Step, check_grid, draws, need_noise, sample
 from .schedules import Schedule, as_time
@@ -88,6 +88,7 @@ def closing(q: float = 2.0, every: int = 1000, mean: float = -1.1, std: float = 
 
 
 # ---------------------------------------------------------------------------------------------- losses
+# Each is loss(what is trained, x0 (B, ...)[, labels (B,)], generator): without labels cond is None.
 def pseudo_huber(d: Tensor, c: float = 1e-3) -> Tensor:
     """sqrt(mean d^2 + c^2) - c for every row (B,): a square near 0, a modulus far off, so that no outlier rules."""
     need_positive(c, "c")
@@ -119,14 +120,11 @@ def distillation_loss(teacher: Denoiser, pairs: Pairs, step: Step = ddim, c: flo
 
 def _consistency_loss(pairs, earlier, c):
     def loss(trainee: Trainee, x0: Tensor, *rest) -> Tensor:
-        *labels, generator = rest
-        cond = labels[0] if labels else None
+        cond, generator = (None, *rest)[-2:]
         trainee.grow()
         f, schedule = trainee.f, trainee.f.schedule
         t, r = (times.to(x0.device) for times in pairs(len(x0), schedule, generator, trainee.age.item()))
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        alpha, sigma = levels(f, x0, t)
-        x = alpha * x0 + sigma * noise
+        x, noise = noised(schedule, x0, t, generator)
         with torch.autocast(x0.device.type, enabled=False):            # a difference of near equals needs its digits
             with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.is_cuda else []):    # dropout, if any, alike
                 target = trainee.slow(earlier(f, x0, noise, x, t, r, cond), r, cond)
@@ -147,19 +145,16 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
     check_grid(ts)
 
     def loss(f: Student, x0: Tensor, *rest) -> Tensor:
-        *labels, generator = rest
-        cond, n, grid = labels[0] if labels else None, len(ts) - 1, ts.to(x0)
-        w = None if largest is None else largest * torch.rand(len(x0), generator=generator, device=x0.device)
+        cond, generator = (None, *rest)[-2:]
+        B, n, grid = len(x0), len(ts) - 1, ts.to(x0)
+        w = None if largest is None else largest * torch.rand(B, generator=generator, device=x0.device)
         with torch.no_grad():
-            guide = teacher if w is None else told(teacher, w)
-            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-            alpha, sigma = levels(f, x0, grid[0])
-            start = alpha * x0 + sigma * noise
-            *states, end = start, *sample(guide, start, grid, step, cond=cond)
-        learnt = f if w is None else told(f, w.repeat(n))
-        conds = None if cond is None else torch.cat([cond] * n)
-        answers = learnt(torch.cat(states), grid[:-1].repeat_interleave(len(x0)), conds)
-        return mean_of(pseudo_huber(answers - torch.cat([end] * n), c))
+            start, _ = noised(f.schedule, x0, grid[0], generator)
+            *states, end = start, *sample(told(teacher, w), start, grid, step, cond=cond)
+        each = torch.arange(B, device=x0.device).repeat(n)                                    # rows of all states but the ends
+        learnt = for_rows(told(f, w), each, x0)
+        answers = learnt(torch.cat(states), grid[:-1].repeat_interleave(B), None if cond is None else cond[each])
+        return mean_of(pseudo_huber(answers - end[each], c))
 
     return loss
 
@@ -176,14 +171,12 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
     nothing. The path's slope comes from the teacher, or without one from each image and its noise.
     """
     def loss(trainee: Trainee, x0: Tensor, *rest) -> Tensor:
-        *labels, generator = rest
-        cond = labels[0] if labels else None
+        cond, generator = (None, *rest)[-2:]
         f, schedule = trainee.f, trainee.f.schedule
         high = lognormal(len(x0), schedule, generator, mean, std).to(x0.device)
         t = schedule.time_of_log_snr(-2 * high.log()).clamp(min=schedule.t_min)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        x, noise = noised(schedule, x0, t, generator)
         alpha, sigma = levels(f, x0, t)
-        x = alpha * x0 + sigma * noise
         if teacher is not None:
             with torch.no_grad():
                 noise = eps(teacher, x, t, cond)
@@ -234,16 +227,14 @@ def mean_flow_loss(moving: float = 0.5, power: float = 1.0, c: float = 1e-3) -> 
     need_within(moving, "moving", 0, 1)
 
     def loss(model: FlowMap, x0: Tensor, *rest) -> Tensor:
-        *labels, generator = rest
-        cond, B = labels[0] if labels else None, len(x0)
-        u = torch.rand(3, B, generator=generator, device=x0.device)
+        cond, generator = (None, *rest)[-2:]
+        u = torch.rand(3, len(x0), generator=generator, device=x0.device)
         t = torch.maximum(u[0], u[1])
         r = torch.where(u[2] < moving, torch.minimum(u[0], u[1]), t)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-        alpha, sigma = levels(model, x0, t)
+        x, noise = noised(model.schedule, x0, t, generator)
         v = noise - x0
         with torch.autocast(x0.device.type, enabled=False):
-            value, rate = along_the_flow(lambda x, t: model.predict(x, t, cond, r[:, None]), alpha * x0 + sigma * noise, t, v)
+            value, rate = along_the_flow(lambda x, t: model.predict(x, t, cond, r[:, None]), x, t, v)
         target = v - per_row(t - r, x0) * rate
         error = (value - target.detach()).flatten(1).square().mean(1)
         return mean_of(error / (error.detach() + c) ** power)

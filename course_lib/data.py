@@ -1,15 +1,12 @@
 """Data sets that come with the course, read from data/ and checked against data/checksums.json before use.
 
-No call touches the network except `fashion_mnist(full=True)`. Sources and licences are in data/README.md.
+No call touches the network. Sources and licences are in data/README.md.
 """
 
 import csv
 import gzip
 import hashlib
-import http.client
 import lzma
-import urllib.request
-import zlib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +24,6 @@ STYLES = ("noto", "twemoji", "flat", "3d")  # four sets of drawings of the same 
 FILES = ("colour_features.safetensors", *(f"emoji/{style}.webp" for style in STYLES), "emoji/captions.csv", "fashion_mnist.npz",
          "sentences.txt.xz", "words.npz")
 
-UPSTREAM = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 # SHA-256 of the decompressed payloads: the gzip headers around them differ from mirror to mirror.
 PAYLOADS = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -47,10 +43,9 @@ def checksums() -> dict[str, dict]:
 def entry(name: str) -> dict:
     """What data/checksums.json says of data/`name`. ValueError if that is nothing, or the table is damaged."""
     listed = checksums()
-    if name in FILES and name not in listed:
-        raise ValueError(f"data/checksums.json has no sum for {name}. To get it back: `git checkout -- data/checksums.json`")
     if name not in listed:
-        raise ValueError(f"name is {name!r}, expected one of the files in data/checksums.json: {', '.join(listed)}")
+        raise ValueError(f"name is {name!r}, expected one of the files in data/checksums.json: {', '.join(listed)}. To get "
+                         "that table back: `git checkout -- data/checksums.json`")
     return listed[name]
 
 
@@ -69,22 +64,15 @@ def verify_all() -> list[tuple[str, bool, str]]:
     return [_report(name) for name in FILES]
 
 
-def fashion_mnist(split: str = "train", full: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def fashion_mnist(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): images (N, 1, 28, 28) float32 in [-1, 1], labels (N,) int64.
 
     `split` is "train" (30,000 images, the first 3,000 of each class in their original order) or "test" (10,000,
-    all there are). `full=True` gives all 60,000 training images; they are fetched once, by check sum, into data/cache/.
-
-    ValueError for another split or a damaged file, FileNotFoundError for a missing one, OSError if it cannot be fetched.
+    all there are). ValueError for another split or a damaged file, FileNotFoundError for a missing one.
     """
     _check_split(split)
-    if full and split == "train":
-        images, labels = (read_idx(_payload(f"train-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
-    else:
-        with np.load(path("fashion_mnist.npz")) as members:              # a member is decompressed when it is asked for
-            labels = members[f"{split}_labels"]
-            images = decoded(members["frequencies"], members[f"{split}_states"], members[f"{split}_words"])
-    pixels = torch.tensor(images).unsqueeze(1).float()                   # (N, 1, 28, 28) in 0..255
+    images, labels = _clothes(path("fashion_mnist.npz"), split)
+    pixels = torch.tensor(images).unsqueeze(1).float()                   # (N, 1, 28, 28) in 0..255, a copy for each caller
     return pixels.div_(127.5).sub_(1), torch.tensor(labels).long()
 
 
@@ -238,6 +226,14 @@ def decoded(frequencies: np.ndarray, states: np.ndarray, words: np.ndarray) -> n
     return np.concatenate(parts)
 
 
+@cache
+def _clothes(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (N, 28, 28) and labels (N,) as bytes, decoded once a process."""
+    with np.load(path) as members:                                       # a member is decompressed when it is asked for
+        labels = members[f"{split}_labels"]
+        return decoded(members["frequencies"], members[f"{split}_states"], members[f"{split}_words"]), labels
+
+
 def _check_split(split: str, *known: str) -> None:
     known = known or ("train", "test")
     if split not in known:
@@ -251,9 +247,7 @@ def _sprites(path: Path, size: int = 64) -> torch.Tensor:
     return pixels.unflatten(1, (-1, size)).unflatten(0, (-1, size)).permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
-@cache
-def _verify_once(path: Path, expected: str, advice: str) -> None:
-    files.verify(path, expected, advice)
+_verify_once = cache(files.verify)
 
 
 def _advice(name: str) -> str:
@@ -267,21 +261,3 @@ def _report(name: str) -> tuple[str, bool, str]:
     except (OSError, ValueError) as error:
         return name, False, str(error)
     return name, True, f"data/{name} is sound ({entry(name)['bytes']:,} bytes)"
-
-
-def _payload(name: str) -> bytes:
-    cached = ROOT / "data" / "cache" / name
-    if not cached.exists():
-        payload = _fetch(UPSTREAM + name + ".gz", name)
-        files.atomic_write(cached, lambda file: file.write(payload))
-    _verify_once(cached, PAYLOADS[name], "delete the file and ask again; it is then fetched afresh.")
-    return cached.read_bytes()
-
-
-def _fetch(url: str, name: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            return unpack(response.read(), name)
-    except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-        raise OSError(f"{url} could not be fetched ({error}). full=True needs the network once; "
-                      "full=False reads the 30,000 training images that come with the course.") from error

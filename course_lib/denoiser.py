@@ -48,6 +48,12 @@ def levels(D: Denoiser, x: Tensor, t) -> tuple[Tensor, Tensor]:
     return per_row(D.schedule.alpha(t), x), per_row(D.schedule.sigma(t), x)
 
 
+def noised(schedule: Schedule, x0: Tensor, t, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """x_t = alpha(t) x0 + sigma(t) noise (B, ...) at t, one time or (B,), and its noise, drawn from the generator."""
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return per_row(schedule.alpha(t), x0) * x0 + per_row(schedule.sigma(t), x0) * noise, noise
+
+
 def score(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
     """Score of the noisy marginal, grad log p_t(x) = (alpha x0_hat - x)/sigma^2: Tweedie's formula read backwards.
 
@@ -79,16 +85,11 @@ def tweedie(score_value: Tensor, x: Tensor, schedule: Schedule, t) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- parameterisations
 class Parameterisation:
-    """What a network F predicts: x0_hat = c_skip x + c_out F(c_in x), all three functions of alpha and sigma.
+    """What a network F predicts: x0_hat = c_skip x + c_out F(c_in x), all three functions of alpha and sigma (tensors).
 
-    The regression target is then (x0 - c_skip x)/c_out for each of them: x0, eps, v, ... with no case distinction.
+    The regression target is then (x0 - c_skip x)/c_out for each of them: x0, eps, v, ... with no case distinction. A subclass
+    says what c_skip and c_out are.
     """
-
-    def c_skip(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def c_out(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Scales the network's input to unit variance for data of unit variance; it is 1 for every VP schedule."""
@@ -257,8 +258,11 @@ class Told:
 
 
 def told(D: Preconditioned, number) -> Denoiser:
-    """D with its further number, one or one a row (B,), held fixed: told(student, w) in place of guided(teacher, w)."""
-    return Told(D, number)
+    """D with its further number, one or one a row (B,), held fixed: told(student, w) in place of guided(teacher, w).
+
+    D itself for None.
+    """
+    return D if number is None else Told(D, number)
 
 
 def _of_rows(values, rows: Tensor, x: Tensor, name: str) -> Tensor:

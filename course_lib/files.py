@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 
 def find_root() -> Path:
     """The folder that holds data/: beside course_lib, else $COURSE_HOME, else the nearest one above the working folder.
@@ -123,24 +125,11 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "ab") as file:
-        try:
-            _lock(file, wait)
-        except (BlockingIOError, PermissionError) as error:              # so says Unix, so Windows
-            raise BlockingIOError(f"{path}: another process is at work on it; let it finish, or stop it first") from error
-        yield
-
-
-def _lock(file: BinaryIO, wait: bool) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0):
+            yield
+    except Timeout as error:
+        raise BlockingIOError(f"{path}: another process is at work on it; let it finish, or stop it first") from error
 
 
 def claim(temporary: Path, path: Path) -> None:

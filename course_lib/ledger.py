@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 from .files import atomic_write, locked
 
@@ -70,15 +72,10 @@ def read_table(path: str | Path, kind: type) -> list:
 
 
 def _row(kind: type, entry: dict[str, str]):
-    types = {f.name: f.type for f in fields(kind)}
+    types = {f.name: get_args(f.type) or (f.type,) for f in fields(kind)}   # float | None: both of them
     if None in entry:                                                       # where csv puts what has no column
         raise ValueError(f"expected {len(types)} fields, got {len(types) + len(entry[None])}")
-    return kind(**{k: None if v == "" and type(None) in getattr(types[k], "__args__", ()) else _cast(types[k])(v)
-                   for k, v in entry.items()})
-
-
-def _cast(kind) -> type:
-    return getattr(kind, "__args__", (kind,))[0]
+    return kind(**{k: None if v == "" and NoneType in types[k] else types[k][0](v) for k, v in entry.items()})
 
 
 def write(path: str | Path, rows: Iterable[Row]) -> None:

@@ -45,8 +45,7 @@ class NoiseEmbedding(nn.Module):
         """Rows of the label table; -1 or None is the unconditional one."""
         if cond is None:
             return torch.full((len(c_noise),), self.classes, device=c_noise.device)
-        cond = need_labels(cond, c_noise.shape, self.classes)
-        return torch.where(cond < 0, self.classes, cond)
+        return need_labels(cond, c_noise.shape, self.classes) % (self.classes + 1)      # -1 is the last, as in Python
 
 
 def waves(c: Tensor, frequencies: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import mean_of, need_shape, need_within
-from .denoiser import Denoiser, Preconditioned, guided, per_row, told
+from .denoiser import Denoiser, Preconditioned, guided, noised, per_row, told
 from .fast_samplers import ddim
 from .sampling import check_grid, draws, need_noise
 from .schedules import Schedule, as_time
@@ -56,7 +56,7 @@ def guidance_loss(teacher: Preconditioned, largest: float) -> LossFunction:
     def loss(student: Preconditioned, x0: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
         schedule, u = teacher.schedule, torch.rand(2, len(x0), generator=generator, device=x0.device)
         t, w = schedule.t_min + u[0] * (schedule.t_max - schedule.t_min), largest * u[1]
-        x = noisy(schedule, x0, t, generator)
+        x, _ = noised(schedule, x0, t, generator)
         with torch.no_grad():
             composite = guided(teacher, w)(x, t, cond)
         return mean_of((student.predict(x, t, cond, w[:, None]) - student.target(composite, x, t)).square())
@@ -76,23 +76,21 @@ def halving_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None,
         raise ValueError(f"ts: expected an even number of steps, at least 2, got {len(ts) - 1}")
 
     def loss(student: Denoiser, x0: Tensor, *rest) -> Tensor:
-        *labels, generator = rest
-        cond, grid = labels[0] if labels else None, ts.to(x0)
+        cond, generator = (None, *rest)[-2:]                                       # without labels cond is None
+        grid = ts.to(x0)
         i = 2 * torch.randint(len(ts) // 2, (len(x0),), generator=generator, device=x0.device)
-        x = noisy(teacher.schedule, x0, grid[i], generator)
+        x, _ = noised(teacher.schedule, x0, grid[i], generator)
         w = None if largest is None else largest * torch.rand(len(x0), generator=generator, device=x0.device)
-        taught, learnt = (D if w is None else told(D, w) for D in (teacher, student))
-        goal = target(taught, x, grid[i], grid[i + 1], grid[i + 2], cond)
+        goal = target(told(teacher, w), x, grid[i], grid[i + 1], grid[i + 2], cond)
         weight = teacher.schedule.log_snr(grid[i]).exp().clamp(min=1)
-        return mean_of(per_row(weight, x) * (learnt(x, grid[i], cond) - goal).square())
+        return mean_of(per_row(weight, x) * (told(student, w)(x, grid[i], cond) - goal).square())
 
     return loss
 
 
 def noisy(schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
     """x_t = alpha(t) x0 + sigma(t) eps with noise from the generator; t (B,)."""
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
-    return per_row(schedule.alpha(t), x0) * x0 + per_row(schedule.sigma(t), x0) * eps
+    return noised(schedule, x0, t, generator)[0]
 
 
 @draws(1)

@@ -37,13 +37,18 @@ def split(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)*", _plain(text))
 
 
-def known(word: str, words: tuple[str, ...]) -> int:
-    """The number of a word as `split` gives it, or of what it is an inflected form of; -1 if `words` has neither."""
-    numbers = _numbers(words)
+def known(word: str, words: tuple[str, ...] | None = None) -> int:
+    """The number of a word as `split` gives it, or of what it is an inflected form of; -1 if `words` has neither.
+
+    `words` as in `caption`.
+    """
+    numbers = _numbers() if words is None else {word: number for number, word in enumerate(words)}
+    if word in numbers:
+        return numbers[word]
     fitting = [pair for pair in ENDINGS if word.endswith(pair[0]) and len(word) > len(pair[0]) + 2]
     stems = [word.removesuffix(ending) + start for ending, start in fitting]
     single = [stem[:-1] for stem in stems if stem[-2:-1] == stem[-1]]    # running -> runn -> run
-    return next((numbers[form] for form in (word, *stems, *single) if form in numbers), NONE)
+    return next((numbers[form] for form in (*stems, *single) if form in numbers), NONE)
 
 
 def caption(text: str, words: tuple[str, ...] | None = None) -> tuple[torch.Tensor, str | None]:
@@ -53,13 +58,12 @@ def caption(text: str, words: tuple[str, ...] | None = None) -> tuple[torch.Tens
     out, and the message, plain text without anything from the input but letters and figures, says so and suggests
     near spellings. A string without a known word gives the empty caption, which an image model takes for no condition.
     """
-    words = data.words().words if words is None else words
     text = re.sub(r"<[^<>]*>", " ", text[:1000])                         # a tag is no word
     typed = split(text)
     found = [(word, known(word, words)) for word in typed]
     numbers = [number for _, number in found if number != NONE]
     strange = dict.fromkeys(word for word, number in found if number == NONE)
-    remarks = [_suggest(word, words) for word in list(strange)[:3]]
+    remarks = [_suggest(word, data.words().words if words is None else words) for word in list(strange)[:3]]
     if len(strange) > 3:
         remarks.append(f"Nor {len(strange) - 3} more.")
     if any(unicodedata.category(letter)[0] in "LNS" for letter in _plain(text) if not letter.isascii()):
@@ -78,8 +82,8 @@ def _plain(text: str) -> str:
 
 
 @cache
-def _numbers(words: tuple[str, ...]) -> dict[str, int]:
-    return {word: number for number, word in enumerate(words)}
+def _numbers() -> dict[str, int]:
+    return {word: number for number, word in enumerate(data.words().words)}
 
 
 def _suggest(word: str, words: tuple[str, ...]) -> str:
@@ -104,7 +108,7 @@ def tokens(sentences: list[str]) -> Tensor:
 
     Raises ValueError for a word that is not among them or a sentence of more than 16 words.
     """
-    numbers, rows = _numbers(vocabulary().words), []
+    numbers, rows = {word: number for number, word in enumerate(vocabulary().words)}, []
     for sentence in sentences:
         typed = split(sentence)
         if len(typed) > PLACES:

@@ -1,6 +1,5 @@
 """Data: what comes out has the stated shape, range and counts, and damage of any kind is named before use."""
 
-import gzip
 import hashlib
 import importlib.util
 import json
@@ -57,6 +56,12 @@ def test_every_pixel_and_label_is_that_of_the_source(split):
     heads = [b"\0\0\x08\3" + np.array(raw.shape, ">i4").tobytes(), b"\0\0\x08\1" + np.array(labels.shape, ">i4").tobytes()]
     payloads = [head * (split == "test") + part.tobytes() for head, part in zip(heads, (raw, labels.byte().numpy()))]
     assert tuple(hashlib.sha256(payload).hexdigest() for payload in payloads) == SUMS[split]
+
+
+def test_what_one_caller_does_to_its_clothes_does_not_show_in_another_s():
+    for mine, first in zip(data.fashion_mnist("test"), data.fashion_mnist("test")):
+        mine.zero_()
+        assert not torch.equal(mine, first) and torch.equal(first, data.fashion_mnist("test")[mine.ndim == 1])
 
 
 @pytest.fixture(scope="module")
@@ -335,54 +340,7 @@ def test_an_installed_library_finds_the_course(home, monkeypatch, tmp_path_facto
     assert files.find_root() == home
 
 
-# --- the full training set ------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def upstream(home, tmp_path, monkeypatch):
-    """A small stand-in for the upstream folder, on file://, whose sums the library knows."""
-    folder = tmp_path / "upstream"
-    folder.mkdir()
-    images = np.arange(20 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(20, 28, 28)
-    labels = np.arange(20, dtype=np.uint8) % 10
-    sums = {}
-    for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
-        payload = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
-        (folder / f"{name}.gz").write_bytes(gzip.compress(payload))
-        sums[name] = hashlib.sha256(payload).hexdigest()
-    monkeypatch.setattr(data, "PAYLOADS", sums)
-    monkeypatch.setattr(data, "UPSTREAM", folder.as_uri() + "/")
-    return folder
-
-
-def test_the_full_set_is_fetched_once_and_kept(home, upstream):
-    images, labels = data.fashion_mnist(full=True)
-    assert images.shape == (20, 1, 28, 28) and labels.tolist() == [*range(10)] * 2
-    assert images[0, 0, 0, 1] == torch.tensor(1 / 127.5 - 1)
-    shutil.rmtree(upstream)
-    assert torch.equal(data.fashion_mnist(full=True)[0], images)
-
-
-def test_a_wrong_payload_is_refused_and_not_kept(home, upstream):
-    (upstream / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz has sha256 \w{64} \(14 bytes\), expected \w{64}"):
-        data.fashion_mnist(full=True)
-    assert not list(home.glob("data/cache/*"))
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, cut_short, lambda file: file.write_text("<html>please log in</html>")])
-def test_an_upstream_that_does_not_answer_is_explained(upstream, damage):
-    damage(upstream / "train-images-idx3-ubyte.gz")
-    with pytest.raises(OSError, match="train-images-idx3-ubyte.gz could not be fetched .* full=False reads the 30,000"):
-        data.fashion_mnist(full=True)
-
-
-def test_a_damaged_cache_is_named(home, upstream):
-    data.fashion_mnist(full=True)
-    data._verify_once.cache_clear()                                      # as in a new process
-    flip_a_byte(home / "data" / "cache" / "train-images-idx3-ubyte")
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte is damaged.* delete the file and ask again"):
-        data.fashion_mnist(full=True)
-
+# --- the authors' files ---------------------------------------------------------------------------------------------
 
 def test_idx_of_another_type_is_refused():
     with pytest.raises(ValueError, match="expected an IDX file of unsigned bytes"):

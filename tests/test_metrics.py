@@ -82,11 +82,12 @@ def test_kernel_distance_is_unbiased_around_zero(generator):
     assert bool((values < 0).any()), "an unbiased estimate of 0 must fall below it now and then"
 
 
-def test_kernel_distance_agrees_with_the_sums_over_pairs(generator):
-    x, y = normal(7, 3, generator=generator), normal(5, 3, generator=generator, mean=0.5)
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (128, 129), (300, 70)])         # it works by blocks of 128 rows
+def test_kernel_distance_agrees_with_the_sums_over_pairs(n, m, generator):
+    x, y = normal(n, 3, generator=generator), normal(m, 3, generator=generator, mean=0.5)
 
     def k(a, b):
-        return (sum(p * q for p, q in zip(a.tolist(), b.tolist())) / 3 + 1) ** 3
+        return sum((a * b / 3).tolist(), 1) ** 3
 
     def among(z):
         return sum(k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j) / (len(z) * (len(z) - 1))

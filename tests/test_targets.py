@@ -39,6 +39,40 @@ def test_log_density_agrees_with_scipy_and_torch(generator):
     torch.testing.assert_close(MIXTURE.log_prob(x), torchs.log_prob(x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dim", [7, 8, 64])
+def test_many_dimensions_lose_no_digits(dim, generator):
+    """Far from the origin, too, and in first and second derivatives."""
+    mixture = GaussianMixture(100 + torch.randn(5, dim, generator=generator), [0.1, 0.2, 0.3, 0.4, 0.5])
+    x = mixture.sample(20, generator)
+    d = torch.distributions
+    components = d.Independent(d.Normal(mixture.means, mixture.stds[:, None].expand(5, dim)), 1)
+    truth = d.MixtureSameFamily(d.Categorical(mixture.weights), components)
+    torch.testing.assert_close(mixture.log_prob(x), truth.log_prob(x), rtol=1e-10, atol=1e-10)
+    D, noisy = mixture.denoiser(VE(50.0)), x + 5 * points(20, dim, generator)
+    between = mixture.means[:2].mean(0, keepdim=True)
+    both = [torch.func.hessian(lambda y, p=p: p.log_prob(y[None])[0])(between[0]) for p in (mixture, truth)]
+    torch.testing.assert_close(*both, rtol=1e-9, atol=1e-9)
+
+    def one(y):
+        return mixture.marginal(VE(50.0), 0.7).log_prob(y[None])[0]
+
+    scores = torch.func.vmap(torch.func.grad(one))(noisy)
+    torch.testing.assert_close(scores, score(D, noisy, 0.7), rtol=1e-9, atol=1e-9)
+    along = torch.func.jvp(lambda y: score(D, y, 0.7), (noisy,), (x - 100,))[1]
+    slopes = torch.func.vmap(torch.func.hessian(one))(noisy)
+    torch.testing.assert_close(along, torch.einsum("bij,bj->bi", slopes, x - 100), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dim", [7, 8, 64])
+@pytest.mark.parametrize(("t", "digits"), [(0.2, 5), (0.5, 5), (1.0, 4)])
+def test_many_dimensions_are_no_harder_in_single_precision(dim, t, digits, generator):
+    """Two near components, which share what is between them, far from the others: sigma from 0.1 to 50."""
+    means = torch.cat([5 + 0.05 * torch.randn(2, dim, generator=generator), torch.randn(3, dim, generator=generator) - 5])
+    D = GaussianMixture(means, 0.1).denoiser(VE(50.0))
+    x = (D.mixture.sample(50, generator) + VE(50.0).sigma(t) * points(50, dim, generator) / 2).float()
+    torch.testing.assert_close(D(x, t).double(), D(x.double(), t), rtol=0, atol=10.0**-digits)
+
+
 @every_shape
 def test_a_shapes_density_integrates_to_1(shape):
     """The trapezium rule on a mesh as fine as the narrowest Gaussian is exact to 1e-8."""
