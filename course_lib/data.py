@@ -4,8 +4,6 @@ No call touches the network. Sources and licences are in data/README.md.
 """
 
 import csv
-import gzip
-import hashlib
 import lzma
 from functools import cache
 from pathlib import Path
@@ -23,14 +21,6 @@ STYLES = ("noto", "twemoji", "flat", "3d")  # four sets of drawings of the same 
 # What data/ must hold; `course measure` writes its tables anew, so that only these have lasting check sums.
 FILES = ("colour_features.safetensors", *(f"emoji/{style}.webp" for style in STYLES), "emoji/captions.csv", "fashion_mnist.npz",
          "sentences.txt.xz", "words.npz")
-
-# SHA-256 of the decompressed payloads: the gzip headers around them differ from mirror to mirror.
-PAYLOADS = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
 
 ROOT = files.find_root()
 
@@ -160,27 +150,6 @@ def sentences(split: str = "train") -> list[str]:
     _check_split(split)
     train, test = lzma.decompress(path("sentences.txt.xz").read_bytes()).decode().split("\n\n")
     return (train if split == "train" else test).split("\n")
-
-
-def unpack(compressed: bytes, name: str) -> bytes:
-    """The payload of the gzip file of `name`, one of PAYLOADS. ValueError if its check sum is not the original one."""
-    payload = gzip.decompress(compressed)
-    found = hashlib.sha256(payload).hexdigest()
-    if found != PAYLOADS[name]:
-        raise ValueError(f"the payload of {name}.gz has sha256 {found} ({len(payload):,} bytes), expected {PAYLOADS[name]}")
-    return payload
-
-
-def read_idx(payload: bytes) -> np.ndarray:
-    """The array of unsigned bytes in an IDX payload: 0, 0, type 8, number of axes, big-endian sizes, then the bytes.
-
-    Raises ValueError if the payload is of another type or length.
-    """
-    if payload[:3] != b"\x00\x00\x08":
-        raise ValueError(f"payload starts with {payload[:3]!r}, expected an IDX file of unsigned bytes, 00 00 08")
-    axes = payload[3]
-    shape = np.frombuffer(payload, ">i4", axes, offset=4)
-    return np.frombuffer(payload, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 # --- the code of the clothes -----------------------------------------------------------------------------------------

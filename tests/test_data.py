@@ -1,5 +1,6 @@
 """Data: what comes out has the stated shape, range and counts, and damage of any kind is named before use."""
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -46,7 +47,8 @@ def test_fashion_mnist_has_the_stated_shape_range_and_counts(split, per_class):
 SUMS = {  # SHA-256 of the bytes of pictures and labels: of the kept part of the training set, and the authors' of the test set
     "train": ("9f883c31ff6e99402b41f8dce8b48f04534ae5fc15289751b8cb824d520480c2",
               "e9833a53856bf9d02ae9773a65a7cf6a4206867ca084347a041509ddb940a7a6"),
-    "test": (data.PAYLOADS["t10k-images-idx3-ubyte"], data.PAYLOADS["t10k-labels-idx1-ubyte"])}
+    "test": ("5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34")}
 
 
 @pytest.mark.parametrize("split", SUMS)
@@ -84,6 +86,12 @@ def test_what_is_encoded_is_decoded(prepare, draw):
     states, words = prepare.encoded(pictures, frequencies)
     assert bool((frequencies.sum(1) == data.SUM).all()) and states.dtype == np.uint32 and words.dtype == np.uint16
     assert np.array_equal(data.decoded(frequencies, states, words), pictures)
+
+
+def test_files_that_are_not_the_authors_are_refused(prepare, tmp_path):
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte.gz has sha256 \w{64} \(14 bytes\), expected 0402a96d92fd26"):
+        prepare.read_source(tmp_path, "t10k-labels-idx1-ubyte")
 
 
 def test_only_the_split_that_is_asked_for_is_read(home):
@@ -338,13 +346,6 @@ def test_an_installed_library_finds_the_course(home, monkeypatch, tmp_path_facto
     (home / "notebooks" / "solutions").mkdir(parents=True)
     monkeypatch.chdir(home / "notebooks" / "solutions")
     assert files.find_root() == home
-
-
-# --- the authors' files ---------------------------------------------------------------------------------------------
-
-def test_idx_of_another_type_is_refused():
-    with pytest.raises(ValueError, match="expected an IDX file of unsigned bytes"):
-        data.read_idx(bytes([0, 0, 13, 1, 0, 0, 0, 1, 0, 0, 0, 0]))
 
 
 # --- atomic writes --------------------------------------------------------------------------------------------------

@@ -7,21 +7,38 @@ dataset-fashion-mnist or in the folder data/fashion/ of https://github.com/zalan
 """
 
 import argparse
+import gzip
+import hashlib
 import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import PARTS, ROOT, SUM, canvas, contexts, read_idx, unpack
+from course_lib.data import PARTS, ROOT, SUM, canvas, contexts
 from course_lib.files import atomic_write, sha256
 
+# SHA-256 of the decompressed payloads: the gzip headers around them differ from mirror to mirror.
+PAYLOADS = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
 PER_CLASS = 3000                                                         # of the 6,000 training images of a class
 
 
 def read_source(folder: Path, name: str) -> np.ndarray:
-    """The array in `folder`/`name`.gz; ValueError if its payload is not the original one."""
-    return read_idx(unpack((folder / f"{name}.gz").read_bytes(), name))
+    """The array of bytes in `folder`/`name`.gz; ValueError if its payload is not the original one.
+
+    An IDX file: 0, 0, the type, the number of axes, their sizes in four bytes each, and then the bytes.
+    """
+    payload = gzip.decompress((folder / f"{name}.gz").read_bytes())
+    found = hashlib.sha256(payload).hexdigest()
+    if found != PAYLOADS[name]:
+        raise ValueError(f"the payload of {name}.gz has sha256 {found} ({len(payload):,} bytes), expected {PAYLOADS[name]}")
+    axes = payload[3]
+    return np.frombuffer(payload, np.uint8, offset=4 + 4 * axes).reshape(-1, *[28] * (axes - 1))
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
