@@ -34,6 +34,7 @@ Samplers:
     ode_samplers       Euler, Heun, adaptive RK45; encoding and likelihood
     fast_samplers      DDIM, DPM-Solver++, optimised time grids
     parallel           Picard and parareal: many steps of a trajectory at once, on one device or many
+    speculation        guesses several steps ahead, and a test that keeps the sequential law
     diffusers_bridge   the course's denoisers and the schedulers of diffusers
 
 Distillation:
@@ -55,6 +56,7 @@ What is made of all that:
       ring             its rows on the ring, with the exact score
       emoji            its rows on emoji: what latents keep and save, whether pictures follow their captions
       latents          its rows on latents against pixels
+      costs            what parallel sampling will cost on a device whose times were measured
       parallel         parallel.csv and devices.csv: rounds and seconds of parallel sampling
       solvers          solvers.csv: deterministic samplers, ours and those of diffusers, on a known solution
     images             images from the shipped model, alone or under torchrun

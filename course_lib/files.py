@@ -132,21 +132,6 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
         raise BlockingIOError(f"{path}: another process is at work on it; let it finish, or stop it first") from error
 
 
-def claim(temporary: Path, path: Path) -> None:
-    """Give a prepared file the name `path` if nothing has it; FileExistsError if something has, be it since a moment ago."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:                         # a file system without links, as on many memory sticks
-        with open(path, "xb") as file:
-            try:
-                file.write(temporary.read_bytes())
-            except OSError:                 # no room
-                path.unlink()
-                raise
-
-
 @contextlib.contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
     """Let an OSError say which file could not be written."""

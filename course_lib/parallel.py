@@ -31,9 +31,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .arguments import need_state, need_whole, need_within, widened
-from .denoiser import Denoiser, for_rows, levels, per_row
+from .denoiser import Denoiser, for_rows, levels
 from .sampling import Counted, Step, check_grid, need_finite, noises
-from .schedules import Schedule, as_time
+from .schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def together(collective, *args, group: dist.ProcessGroup, **kwargs) -> None:
                            "one died, or was silent for longer than the group's timeout. Start all of them again") from error
 
 
-def _need_batch(x: Tensor, ts: Tensor, cond: Tensor | None) -> None:
+def need_batch(x: Tensor, ts: Tensor, cond: Tensor | None) -> None:
     """ValueError for a bad grid, for no samples, or if the conditions are not one for each of them."""
     check_grid(ts)
     if len(need_state(x)) == 0:
@@ -126,7 +126,7 @@ def _need_batch(x: Tensor, ts: Tensor, cond: Tensor | None) -> None:
 
 def _start(D, x, ts, step, noise, generator, tolerance, group, cond) -> tuple[Tensor, Tensor | None]:
     """The arguments checked; the start and all noise (n, ...) for it, the same on every rank."""
-    _need_batch(x, ts, cond)
+    need_batch(x, ts, cond)
     need_within(tolerance, "tolerance", 0, math.inf, "a number in units of a step's noise, at least 0")
     if group is not None and dist.get_rank(group) < 0:
         raise ValueError("group: this process is not a member of the process group it was given")
@@ -328,151 +328,3 @@ def over_blocks(z: Tensor, schedule: Schedule, ts: Tensor, edges: Tensor) -> Ten
         weights = (gained[lo:hi] / gained[lo:hi].sum()).sqrt().to(z)
         sums.append((weights.reshape(-1, *[1] * (z.ndim - 1)) * z[lo:hi]).sum(0))
     return torch.stack(sums)
-
-
-# ---------------------------------------------------------------------------------------------- another way: speculation
-def reflection_coupling(draft: Tensor, mean_draft: Tensor, mean: Tensor, std: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """A draft ~ N(mean_draft, std^2 I) turned into x ~ N(mean, std^2 I), and left as it is as often as can be.
-
-    draft, means (R, ...), std (R,), u (R,) uniform in [0, 1) -> x (R, ...) and which drafts were accepted (R,). That happens
-    with probability 2 Phi(-|Delta| / (2 std)), Delta = mean_draft - mean; else the draft's noise is mirrored along Delta
-    (Bou-Rabee, Eberle & Zimmer 2020, section 2.3).
-    """
-    std = per_row(std, widened(draft))
-    unit = std.clamp(min=1e-12)                                                   # without noise, equal means are accepted
-    z, delta = (draft - mean_draft) / unit, (mean_draft - mean) / unit
-    inner, square = ((delta * v).flatten(1).sum(1) for v in (z, delta))
-    accepted = torch.log1p(-u) <= -inner - square / 2                             # 1 - u <= N(z + delta) / N(z)
-    mirrored = z - per_row(2 * inner / square.clamp(min=1e-12), z) * delta
-    return torch.where(accepted.reshape(std.shape), draft, (mean + std * mirrored).to(draft)), accepted
-
-
-def noise_scales(step: Step, schedule: Schedule, ts: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """c (n,) for the steps of a grid, if each is a mean + c z for states of this shape, where all that is random is z (one
-    noise) and the mean follows from x and from one x0_hat, asked of D at x and t. ValueError for any other step.
-
-    The step is asked itself, on random numbers in place of x, z and a network's x0_hat.
-    """
-    t, s = ts[:-1], ts[1:]
-    random = torch.randn(5, len(t), *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(ts.device)
-
-    def moved(x: Tensor, x0_hat: Tensor, z: Tensor) -> Tensor:
-        asked = []
-        y = step(Known(schedule, lambda *at: asked.append(at) or x0_hat), x, t, s, z)
-        if len(asked) != 1 or not (torch.equal(asked[0][0], x) and torch.equal(as_time(asked[0][1]).to(t), t)):
-            raise ValueError("step: expected one evaluation, at the step's own x and t, "
-                             f"got {len(asked)}{', elsewhere' if len(asked) == 1 else ''}")
-        return y
-
-    none = torch.zeros_like(random[0])
-    scales = (moved(*random[:2], none + 1) - moved(*random[:2], none)).flatten(1)[:, 0]
-    x, x0_hat, z = random[2:]
-    mean, noisy = moved(x, x0_hat, none), moved(x, x0_hat, z)
-    apart = (noisy - mean - per_row(scales, z) * z).abs().flatten(1).amax(1)
-    if not bool((apart <= 1e-8 * noisy.abs().flatten(1).amax(1)).all()):
-        raise ValueError(f"step: expected a mean and a multiple of the noise, got one that is {apart.max():.2g} from that")
-    return scales
-
-
-@dataclass(frozen=True)
-class Speculation:
-    """What `speculative` found and what it cost."""
-
-    x: Tensor  # (B, ...) at the end of the grid
-    rounds: int  # network evaluations that had to wait for another
-    evaluations: float  # network evaluations of one sample, the mean
-    acceptance: float  # the share of the judged drafts that was accepted,
-    expected: float  # and what the formula of `reflection_coupling` says of the very same drafts
-
-
-@torch.no_grad()
-def speculative(D: Denoiser, x: Tensor, ts: Tensor, step: Step, ahead: int = 8,
-                generator: torch.Generator | None = None, cond: Tensor | None = None) -> Speculation:
-    """Samples with the law of sample(D, x, ts, step), though not its paths, in fewer rounds (De Bortoli et al. 2025).
-
-    A round drafts `ahead` steps with the last x0_hat held still, evaluates the network on all of them as one batch, and keeps
-    the drafts up to the first that `reflection_coupling` refuses and replaces. Samples go down the grid each at its own pace.
-    x (B, ...) at ts[0], ts (n + 1,), step: one noise, one evaluation, as `noise_scales` asks. ValueError for others.
-    """
-    _need_batch(x, ts, cond)
-    if getattr(step, "draws", 0) != 1:
-        raise ValueError(f"step: expected one that draws a single noise, got one that draws {getattr(step, 'draws', 0)}")
-    need_whole(ahead, "ahead", what="a whole number of steps")
-    scales = noise_scales(step, D.schedule, ts, x.shape[1:]).to(x)
-    D, n, ts, x = Counted(D), len(ts) - 1, ts.to(x.device), x.clone()
-    at, known = torch.zeros(len(x), dtype=torch.long, device=x.device), D(x, ts[0], cond).clone()      # how far each has come
-    evaluations, verdicts, odds = len(x) * D.nfe, [], []
-
-    def moved(x0_hat: Tensor, y: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        return step(Known(D.schedule, lambda x, t: x0_hat), y, t, s, z)
-
-    while bool((at < n).any()):
-        on = (at < n).nonzero()[:, 0]                                             # R samples are under way
-        rows, still = torch.arange(len(on), device=x.device), known[on]
-        ks = torch.arange(ahead, device=x.device)[:, None] + at[on]               # (ahead, R): steps of the grid
-        t, s = ts[ks.clamp(max=n - 1)], ts[ks.clamp(max=n - 1) + 1]               # beyond its end: the last once more
-        y = [x[on]]
-        for k in range(ahead):
-            z = torch.randn(still.shape, generator=generator, dtype=x.dtype, device=x.device)
-            y.append(moved(still, y[k], t[k], s[k], z))
-        tops, drafts, t, s, before = torch.cat(y[:-1]), torch.cat(y[1:]), t.flatten(), s.flatten(), D.nfe
-        x0_hat = for_rows(D, on.repeat(ahead), x)(tops, t, None if cond is None else torch.cat([cond[on]] * ahead))
-        evaluations += len(tops) * (D.nfe - before)
-
-        zero = torch.zeros_like(tops)
-        mean_draft, mean = moved(torch.cat([still] * ahead), tops, t, s, zero), moved(x0_hat, tops, t, s, zero)
-        std = scales[ks.clamp(max=n - 1)].flatten()
-        u = torch.rand(len(tops), generator=generator, dtype=x.dtype, device=x.device)
-        new, accepted = reflection_coupling(drafts, mean_draft, mean, std, u)
-        refused = accepted.reshape(ahead, -1).long().cumprod(0).sum(0)            # the first of each that is
-        end = torch.minimum(refused.clamp(max=ahead - 1), n - 1 - at[on])         # the last step that counts
-        judged = (ks <= at[on] + end).flatten()
-        verdicts.append(accepted[judged])
-        gap = widened(mean_draft - mean).flatten(1).norm(dim=1)[judged] / widened(std[judged]).clamp(min=1e-12)
-        odds.append(torch.special.erfc(gap / 8**0.5))                             # 2 Phi(-gap/2)
-
-        x[on] = need_finite(new[end * len(on) + rows], t.max(), s.min())
-        known[on] = x0_hat[end * len(on) + rows]
-        at[on] += end + 1
-    return Speculation(x, D.depth, evaluations / len(x), *(torch.cat(v).double().mean().item() for v in (verdicts, odds)))
-
-
-# ---------------------------------------------------------------------------------------------- what it will cost
-@dataclass(frozen=True)
-class CostModel:
-    """Seconds of one network evaluation of a batch, latency + per_row * rows, and of what the devices then tell each other.
-
-    Straight lines are a coarse picture of a device: a GPU takes no longer for 100 rows than for one. Fit it where it is used.
-    """
-
-    latency: float
-    per_row: float
-    exchange: float = 0.0  # a round's messages: a latency,
-    exchange_per_row: float = 0.0  # and a time for each row, which every device receives
-
-    @classmethod
-    def fit(cls, rows: Tensor, seconds: Tensor, **exchange: float) -> "CostModel":
-        """From measured seconds of batches of so many rows: least squares of *relative* errors, nothing negative."""
-        rows, seconds = rows.double(), seconds.double()
-        if rows.ndim != 1 or rows.shape != seconds.shape or len(rows) < 2 or not bool(((rows > 0) & (seconds > 0)).all()):
-            raise ValueError(f"rows, seconds: expected two or more positive numbers of each, got {rows} and {seconds}")
-        A = torch.stack([1 / seconds, rows / seconds], 1)
-        both = torch.linalg.lstsq(A, torch.ones_like(seconds)[:, None]).solution[:, 0]
-        alone = A.sum(0) / A.square().sum(0)                                      # the best line with only one of the parts
-        latency, per_row = both.tolist() if bool((both >= 0).all()) else (
-            (alone[0].item(), 0.0) if both[1] < 0 else (0.0, alone[1].item()))
-        return cls(latency, per_row, **exchange)
-
-    def sequential(self, steps: int, batch: int = 1) -> float:
-        """Seconds of so many evaluations, one after the other."""
-        return steps * (self.latency + self.per_row * batch)
-
-    def parallel(self, rounds: int, evaluations: int, batch: int = 1, devices: int = 1) -> float:
-        """Seconds of a parallel run, whose rows are shared evenly and exchanged once a round."""
-        rows, devices = evaluations * batch, need_whole(devices, "devices")
-        alone = rounds * self.latency + rows / devices * self.per_row
-        return alone + (rounds * self.exchange + rows * self.exchange_per_row if devices > 1 else 0.0)
-
-    def speed_up(self, steps: int, rounds: int, evaluations: int, batch: int = 1, devices: int = 1) -> float:
-        """How many times sooner than in sequence; below 1 the device was busy enough before."""
-        return self.sequential(steps, batch) / self.parallel(rounds, evaluations, batch, devices)

@@ -373,21 +373,6 @@ def test_a_replaced_file_keeps_its_mode_and_a_new_one_has_the_umasks(tmp_path, m
     assert target.stat().st_mode & 0o777 == mode and target.read_bytes() == b"newer"
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_name_is_claimed_whole_and_only_while_it_is_free(tmp_path, monkeypatch, links):
-    if not links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
-    target = tmp_path / "file"
-    for content in (b"first", b"second"):
-        with files.prepared(target, lambda file, content=content: file.write(content)) as temporary:
-            if content == b"first":
-                files.claim(temporary, target)
-            else:
-                with pytest.raises(FileExistsError):
-                    files.claim(temporary, target)
-    assert target.read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
-
-
 @pytest.mark.parametrize("error", [RuntimeError("stopped"), KeyboardInterrupt(), OSError(28, "No space left")])
 def test_a_write_that_fails_midway_leaves_the_old_file_alone(tmp_path, error):
     target = tmp_path / "file"

@@ -8,6 +8,7 @@ import torch
 from course_lib import data, ledger, measure, recipes, text
 from course_lib.denoiser import X0, Preconditioned, Student
 from course_lib.fast_samplers import ddim
+from course_lib.measure.costs import CostModel
 from course_lib.metrics import fold
 from course_lib.networks import MLP, Classifier
 from course_lib.schedules import CosineVP
@@ -165,6 +166,36 @@ def test_devices_writes_what_a_cost_model_needs(small_course, monkeypatch):
         assert set(runs) == {(world, batch) for world in (1, 2) for batch in batches}
         assert all(runs[1, batch] == runs[2, batch] for batch in batches)                # the same sweeps, on one or on two
         assert {r.what for r in rows if r.model == model} == {"evaluation", "exchange", "sequential", "picard"}
+
+
+# ---------------------------------------------------------------------------------------------- what it will cost
+def test_a_cost_model_is_fitted_to_straight_lines_and_never_negative():
+    rows = torch.tensor([1, 10, 100, 1000])
+    fitted = CostModel.fit(rows, 2e-3 + 1e-5 * rows)
+    assert (fitted.latency, fitted.per_row) == pytest.approx((2e-3, 1e-5))
+    flat, steep = CostModel.fit(rows, torch.tensor([2.0, 2.0, 2.0, 1.9])), CostModel.fit(rows, 1.0 * rows**1.1)
+    assert flat.per_row == 0 and flat.latency == pytest.approx(2, rel=0.05)
+    assert steep.latency == 0 and 1 < steep.per_row < 2
+
+
+def test_a_cost_model_knows_its_limits():
+    """A device with nothing but latency gains steps/rounds; a busy one loses by evaluations/steps; messages cost."""
+    idle, busy = CostModel(1e-3, 0.0), CostModel(0.0, 1e-3)
+    assert idle.speed_up(1000, 20, 5000) == pytest.approx(50)
+    assert busy.speed_up(1000, 20, 5000) == pytest.approx(0.2)
+    assert busy.speed_up(1000, 20, 5000, devices=64) == pytest.approx(12.8)
+    talking = CostModel(0.0, 1e-3, exchange=1e-2, exchange_per_row=1e-4)
+    assert talking.parallel(20, 5000, devices=10) == pytest.approx(0.5 + 0.2 + 0.5)
+    assert talking.parallel(20, 5000) == busy.parallel(20, 5000)
+
+
+@pytest.mark.parametrize(("rows", "seconds"), [([], []), ([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [0.0, 1.0]),
+                                               ([1.0, float("nan")], [1.0, 1.0])], ids=str)
+def test_a_line_is_fitted_to_measurements(rows, seconds):
+    with pytest.raises(ValueError, match="rows, seconds: expected two or more positive numbers of each, got"):
+        CostModel.fit(torch.tensor(rows), torch.tensor(seconds))
+    with pytest.raises(ValueError, match="devices: expected a whole number, at least 1, got 0"):
+        CostModel(1.0, 1.0).parallel(1, 1, devices=0)
 
 
 # ---------------------------------------------------------------------------------------------- emoji

@@ -17,24 +17,21 @@ from course_lib.denoiser import guided, levels, told
 from course_lib.fast_samplers import ddim, ddim_eta
 from course_lib.ode_samplers import euler, heun
 from course_lib.parallel import (
-    CostModel,
     Known,
     Workers,
     carry,
     converged,
     gaussian_slopes,
-    noise_scales,
     over_blocks,
     parareal,
     picard,
-    reflection_coupling,
-    speculative,
     step_noise,
 )
 from course_lib.progressive import overshoot
 from course_lib.sampling import Counted, draws, final, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, karras, log_snr_to_zero, log_snr_uniform, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, predictor_corrector
+from course_lib.speculation import noise_scales, reflection_coupling, speculative
 from course_lib.targets import GaussianMixture, ring
 
 SCHEDULES = [LinearVP(), CosineVP(), VE(), SubVP(), Flow()]
@@ -381,27 +378,6 @@ def test_speculation_refuses_what_it_cannot_do(arguments, message):
         speculative(**{"D": D, "x": start(D), "ts": uniform(6, D.schedule), "step": ancestral} | arguments)
 
 
-# ---------------------------------------------------------------------------------------------- what it will cost
-def test_a_cost_model_is_fitted_to_straight_lines_and_never_negative():
-    rows = torch.tensor([1, 10, 100, 1000])
-    fitted = CostModel.fit(rows, 2e-3 + 1e-5 * rows)
-    assert (fitted.latency, fitted.per_row) == pytest.approx((2e-3, 1e-5))
-    flat, steep = CostModel.fit(rows, torch.tensor([2.0, 2.0, 2.0, 1.9])), CostModel.fit(rows, 1.0 * rows**1.1)
-    assert flat.per_row == 0 and flat.latency == pytest.approx(2, rel=0.05)
-    assert steep.latency == 0 and 1 < steep.per_row < 2
-
-
-def test_a_cost_model_knows_its_limits():
-    """A device with nothing but latency gains steps/rounds; a busy one loses by evaluations/steps; messages cost."""
-    idle, busy = CostModel(1e-3, 0.0), CostModel(0.0, 1e-3)
-    assert idle.speed_up(1000, 20, 5000) == pytest.approx(50)
-    assert busy.speed_up(1000, 20, 5000) == pytest.approx(0.2)
-    assert busy.speed_up(1000, 20, 5000, devices=64) == pytest.approx(12.8)
-    talking = CostModel(0.0, 1e-3, exchange=1e-2, exchange_per_row=1e-4)
-    assert talking.parallel(20, 5000, devices=10) == pytest.approx(0.5 + 0.2 + 0.5)
-    assert talking.parallel(20, 5000) == busy.parallel(20, 5000)
-
-
 # ---------------------------------------------------------------------------------------------- arguments
 @pytest.mark.parametrize(("sampler", "arguments", "message"), [
     (picard, {"window": 0}, "window: expected None for all or a whole number of steps, at least 1, got 0"),
@@ -739,12 +715,3 @@ def test_half_precision_holds_large_states():
     for end in ends:
         assert end.dtype == torch.float16
         torch.testing.assert_close(end, final(D, x, ts, ddim).x, rtol=0.01, atol=0)
-
-
-@pytest.mark.parametrize(("rows", "seconds"), [([], []), ([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [0.0, 1.0]),
-                                               ([1.0, float("nan")], [1.0, 1.0])], ids=str)
-def test_a_line_is_fitted_to_measurements(rows, seconds):
-    with pytest.raises(ValueError, match="rows, seconds: expected two or more positive numbers of each, got"):
-        CostModel.fit(torch.tensor(rows), torch.tensor(seconds))
-    with pytest.raises(ValueError, match="devices: expected a whole number, at least 1, got 0"):
-        CostModel(1.0, 1.0).parallel(1, 1, devices=0)

@@ -31,7 +31,7 @@ CONSTRAINTS = bounds([line for line in (ROOT / "constraints.txt").read_text().sp
 
 
 def test_the_core_is_what_the_course_needs_and_no_more():
-    assert CORE.keys() == {"torch", "numpy", "matplotlib", "pillow", "tqdm", "ipywidgets", "safetensors"}
+    assert CORE.keys() == {"torch", "numpy", "matplotlib", "pillow", "tqdm", "ipywidgets", "safetensors", "filelock"}
     assert {"lab", "teach", "dev"} <= EXTRAS.keys()
 
 

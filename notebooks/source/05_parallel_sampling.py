@@ -46,23 +46,16 @@ from course_lib import data, ledger, plotting, recipes
 from course_lib.classroom import exercise, predict, reveal
 from course_lib.denoiser import Preconditioned, V
 from course_lib.fast_samplers import ddim
+from course_lib.measure.costs import CostModel
 from course_lib.metrics import sliced_wasserstein
 from course_lib.networks import MLP
 from course_lib.ode_samplers import euler
-from course_lib.parallel import (
-    CostModel,
-    converged,
-    gaussian_slopes,
-    parareal,
-    picard,
-    reflection_coupling,
-    speculative,
-    step_noise,
-)
+from course_lib.parallel import converged, gaussian_slopes, parareal, picard, step_noise
 from course_lib.sampling import final, prior, sample
 from course_lib.schedules import VE, CosineVP, LinearVP, log_snr_uniform, quadratic, uniform
 from course_lib.score_matching import denoising_loss
 from course_lib.sde_samplers import ancestral, euler_maruyama
+from course_lib.speculation import reflection_coupling, speculative
 from course_lib.targets import GaussianMixture, ring
 from course_lib.training import train
 from course_lib.widgets import animation, flipbook

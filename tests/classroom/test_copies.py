@@ -204,3 +204,18 @@ def test_a_reset_makes_no_fresh_copy_of_an_edited_notebook(course, capsys):
     assert cli.main(["reset", "97"], course) == 2
     assert "was edited, so no fresh copy can be made of it" in capsys.readouterr().err
     assert mine(course).read_bytes() == before and os.listdir(course / "my") == [mine(course).name]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_is_claimed_whole_and_only_while_it_is_free(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    target = tmp_path / "file"
+    for content in (b"first", b"second"):
+        with files.prepared(target, lambda file, content=content: file.write(content)) as temporary:
+            if content == b"first":
+                copies._claim(temporary, target)
+            else:
+                with pytest.raises(FileExistsError):
+                    copies._claim(temporary, target)
+    assert target.read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]

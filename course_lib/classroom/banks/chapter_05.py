@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...fast_samplers import ddim
-from ...parallel import CostModel, carry
+from ...measure.costs import CostModel
+from ...parallel import carry
 from ...sampling import final
 from ...sde_samplers import ancestral
 from ..exercises import Exercise, Mistake, Prediction

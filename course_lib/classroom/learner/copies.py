@@ -54,7 +54,7 @@ def replace(path: Path, notebook: NotebookNode) -> Path | None:
         while True:
             kept = keep(path) or kept
             try:
-                files.claim(fresh, path)
+                _claim(fresh, path)
                 return kept
             except FileExistsError:         # somebody saved since: that is kept as well
                 continue
@@ -111,10 +111,25 @@ def _create(path: Path, notebook: NotebookNode) -> bool:
     """Write the notebook unless something has its name by then; returns whether it was written."""
     with _prepared(path, notebook) as fresh:
         try:
-            files.claim(fresh, path)
+            _claim(fresh, path)
         except FileExistsError:
             return False
     return True
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Give a prepared file the name `path` if nothing has it; FileExistsError if something has, be it since a moment ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:                         # a file system without links, as on many memory sticks
+        with open(path, "xb") as file:
+            try:
+                file.write(temporary.read_bytes())
+            except OSError:                 # no room
+                path.unlink()
+                raise
 
 
 def _prepared(path: Path, notebook: NotebookNode) -> contextlib.AbstractContextManager[Path]:
