@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .arguments import need_state, need_whole, need_within, widened
 from .denoiser import Denoiser, for_rows, levels
-from .sampling import Counted, Step, check_grid, need_finite, noises
+from .sampling import Counted, Step, check_grid, need_finite, need_step, noises
 from .schedules import Schedule
 
 
@@ -130,7 +130,7 @@ def _start(D, x, ts, step, noise, generator, tolerance, group, cond) -> tuple[Te
     need_within(tolerance, "tolerance", 0, math.inf, "a number in units of a step's noise, at least 0")
     if group is not None and dist.get_rank(group) < 0:
         raise ValueError("group: this process is not a member of the process group it was given")
-    k, z = getattr(step, "draws", 0), None
+    k, z = getattr(need_step(step), "draws", 0), None
     if k:
         z = torch.stack(list(noises(len(ts) - 1, (k, *x.shape) if k > 1 else tuple(x.shape), x, generator, noise)))
     if group is not None:
