@@ -66,4 +66,4 @@ def mean_of(values: Tensor, name: str = "x0") -> Tensor:
 
 def widened(x: Tensor) -> Tensor:
     """x in single precision at least: a sum of squares overflows in half."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

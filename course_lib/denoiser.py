@@ -7,6 +7,8 @@ Conditions are labels, one per row; -1, or None for the whole batch, means uncon
 """
 
 import copy
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -38,6 +40,22 @@ def per_row(c: Tensor, x: Tensor, name: str = "t") -> Tensor:
     return c.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def at(f: Callable, schedule: Schedule, x: Tensor, *times) -> tuple:
+    """The coefficients f(schedule, *times), to multiply x: Python numbers for single times, otherwise `per_row`.
+
+    Numbers cost a step less than tensors do, and are kept for the next walk down the same grid. f is a function of a module.
+    """
+    for t in times:
+        if isinstance(t, Tensor) and (t.ndim or t.requires_grad):
+            return tuple(per_row(c, x) for c in f(schedule, *map(as_time, times)))
+    return (_kept if type(schedule).__hash__ else _kept.__wrapped__)(f, schedule, *map(float, times))
+
+
+@lru_cache(maxsize=4096)
+def _kept(f: Callable, schedule: Schedule, *times: float) -> tuple[float, ...]:
+    return tuple(c.item() for c in f(schedule, *map(as_time, times)))
+
+
 def for_rows(D: Denoiser, rows: Tensor, x: Tensor) -> Denoiser:
     """D for the batch x[rows] (R, ...) in place of x (B, ...): what it holds for each row, a weight or a number, follows."""
     return D.for_rows(rows, x) if hasattr(D, "for_rows") else D
@@ -59,10 +77,14 @@ def score(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
 
     Raises ValueError for a model whose output is not a posterior mean (a one-step student, a consistency function).
     """
-    if not getattr(D, "is_posterior_mean", True):
-        raise ValueError(f"D: {type(D).__name__} does not return a posterior mean, so it has no score")
+    _need_posterior_mean(D)
     alpha, sigma = levels(D, x, t)
     return (alpha * D(x, t, cond) - x) / sigma**2
+
+
+def _need_posterior_mean(D: Denoiser) -> None:
+    if not getattr(D, "is_posterior_mean", True):
+        raise ValueError(f"D: {type(D).__name__} does not return a posterior mean, so it has no score")
 
 
 def eps(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
@@ -73,8 +95,16 @@ def eps(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
 
 def velocity(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
     """Slope dx/dt = f x - g^2 score/2 of the probability flow ODE (Song et al. 2021, eq. 13)."""
-    f, g2 = (per_row(c(t), widened(x)) for c in (D.schedule.drift, D.schedule.diffusion2))     # g^2 of VE is beyond half
-    return (f * x - g2 / 2 * widened(score(D, x, t, cond))).to(x)
+    _need_posterior_mean(D)
+    wide = widened(x)                                                                   # g^2 of VE is beyond half
+    of_x, of_x0 = at(_slopes, D.schedule, wide, t)
+    return (of_x * wide + of_x0 * D(x, t, cond)).to(x)
+
+
+def _slopes(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The slope is f x - g^2/2 (alpha x0_hat - x)/sigma^2: how much of x, and how much of x0_hat."""
+    pull = schedule.diffusion2(t) / (2 * schedule.sigma(t) ** 2)
+    return schedule.drift(t) + pull, -pull * schedule.alpha(t)
 
 
 def tweedie(score_value: Tensor, x: Tensor, schedule: Schedule, t) -> Tensor:

@@ -1,17 +1,32 @@
-"""Samplers that take few steps: the linear part of the flow is solved in closed form, and steps are only for the rest.
+"""Samplers that take few steps: which clock, which variable, which polynomial.
 
-With lambda = log(alpha/sigma), half the log-SNR, the probability flow ODE is (Lu et al. 2022, "DPM-Solver++", prop. 4.1)
+Along the probability flow ODE a network says how x splits into x0_hat and eps_hat, x = alpha x0_hat + sigma eps_hat, and
 
-    d(x/sigma)/dlambda = exp(lambda) x0_hat
+    dx = x0_hat dalpha + eps_hat dsigma
 
-The x on the left is the linear part, stiff but known: dividing by sigma takes it away for good. Only x0_hat must be
-asked of a network, and it changes slowly. So a step from t to s is, without any error and with h = lambda_s - lambda_t,
+Only the two hats must be asked for; alpha and sigma are known at all times. So divide x by a known scale m, which takes
+part of its motion away for good, and write what is left over a clock c, against a known kernel k. Then put for it the
+polynomial through its last values: the integral becomes a sum of those values with known weights, without further error.
 
-    x_s = (sigma_s/sigma_t) x_t + alpha_s integral_0^h e^(u - h) x0_hat(lambda_t + u) du
+    x_s = (m_s/m_t) x_t + m_s integral_{c_t}^{c_s} k(c) p(c) dc
 
-Put for x0_hat the polynomial through its last values: the integral becomes a sum of those values with known weights.
-One value gives DDIM, two DPM-Solver++(2M), three its third order. The reverse-time SDE has a `rate` of 2 where the ODE
-has 1, and noise:
+    scale m          clock c                        d(x/m)/dc                   one value, two, three, ...
+    sigma            lambda = log(alpha/sigma)      e^lambda x0_hat             DDIM, DPM-Solver++(2M), its third order
+    alpha + sigma    u = sigma/(alpha + sigma)      eps_hat - x0_hat            DDIM, Adams-Bashforth
+
+The first line takes away all of the linear part, stiff but known (Lu et al. 2022, "DPM-Solver++", prop. 4.1); its price is a
+kernel, k = e^lambda, and a clock that never gets to t = 0, where lambda is infinite. The second makes every schedule a
+straight one: y = x/(alpha + sigma) = (1 - u) x0_hat + u eps_hat lies between data and noise, so that u is the time of
+`Flow`, dy/du its velocity, and u = 0 is reached like any other time. There k = 1, and the weights are those of any ODE. Both
+lines are d(x/m) with dx put in. Where the hats stand still the two agree and are exact: one value is DDIM in either. They
+differ in *what* is held to be a polynomial *in what*, and so in which steps they make their errors.
+
+A step may also be corrected, for nothing (Moulton 1926). The evaluation at its end adds a node to the polynomial that was
+extrapolated there; the same integral over the same interval, now interpolated, replaces the old. The network is not
+asked again about the corrected state (predict, evaluate, correct). So a correction is a sum of the values that are there
+already: it goes into the weights of the next step.
+
+The reverse-time SDE has a `rate` of 2 where the ODE has 1, and noise. With h = lambda_s - lambda_t,
 
     x_s = (sigma_s/sigma_t) e^(-h) x_t + alpha_s integral_0^h 2 e^(2 (u - h)) x0_hat(lambda_t + u) du
           + sigma_s sqrt(1 - e^(-2h)) z
@@ -19,6 +34,7 @@ has 1, and noise:
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -27,7 +43,7 @@ from torch import Tensor
 from .arguments import mean_of, need_state, need_whole, need_within
 from .denoiser import Denoiser, levels, per_row
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
-from .schedules import angle, as_time, time_of_angle
+from .schedules import angle, as_time, flow_uniform, time_of_angle
 
 
 def ddim(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -78,26 +94,47 @@ def midpoint(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor
     return alpha_s * x0 + sigma_s / sigma_t * (x - alpha_t * x0)
 
 
-# ---------------------------------------------------------------------------------------------- exponential integrators
+# ---------------------------------------------------------------------------------------------- multistep methods
 def dpm_solver_pp(D: Denoiser, x: Tensor, ts: Tensor, order: int = 2, cond: Tensor | None = None) -> Iterator[Tensor]:
     """DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022): yields the n states (B, ...) at ts[1:], from x at ts[0].
 
-    A multistep method: one evaluation a step. It starts with what it has, a first-order step. That is too rough for
-    order 3, which spends one evaluation more, halfway into the first step: n + 1 in all. A step to t = 0, where lambda is
-    infinite, is first-order: it returns x0_hat. Order 1 is `ddim`. ValueError for any other order or for a bad grid.
+    A multistep method: one evaluation a step. It starts with what it has, a first-order step, which order 3 corrects when the
+    second evaluation is there. A step to t = 0, where lambda is infinite, is first-order: it returns x0_hat. Order 1 is
+    `ddim`. ValueError for any other order or for a bad grid.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order: expected 1, 2 or 3, got {order!r}")
     need_state(x)
-    log_snr = D.schedule.log_snr(check_grid(ts)[:2].double())
-    if order > 1 and bool(log_snr[0].isinf()):
+    if check_grid(ts)[0] == 1 and order > 1 and D.schedule.alpha(ts[0]) == 0:
         raise ValueError(f"ts: order {order} needs some signal to start from, got ts[0] = {ts[0]:g}; "
                          "start at schedule.t_max")
-    inner = int(order == 3 and bool(log_snr[1].isfinite()))
-    if inner:
-        halfway = D.schedule.time_of_log_snr(log_snr.mean(0, keepdim=True))
-        ts = torch.cat([ts[:1], halfway, ts[1:]])
-    return _multistep(D, x, ts, order, cond, inner=inner)
+    return _multistep(D, x, ts, cond, order, rate=1, corrected=int(order == 3))
+
+
+def abm(D: Denoiser, x: Tensor, ts: Tensor, order: int = 3, cond: Tensor | None = None) -> Iterator[Tensor]:
+    """Adams-Bashforth-Moulton of order 1 to 4 in the clock u: yields the n states (B, ...) at ts[1:], from x at ts[0].
+
+    One evaluation a step, from t = 1 and to t = 0 if the grid does; it goes with `flow_uniform`. Order k predicts each step
+    from the last k - 1 values, and corrects it with k when the next evaluation is there (Hairer, Norsett & Wanner 1993,
+    III.1): all steps but the last. It starts with what it has, a DDIM step that is then corrected to second order. Order 1
+    is `ddim`. ValueError for any other order or for a bad grid.
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
+    need_state(x)
+    ahead = int(order > 1)
+    return _multistep(D, x, check_grid(ts), cond, order, rate=0, ahead=ahead, corrected=ahead * len(ts))
+
+
+def few_steps(D: Denoiser, x: Tensor, n: int, cond: Tensor | None = None) -> Iterator[Tensor]:
+    """What to take without a choice of one's own: n steps of `abm` from x (B, ...) at t_max to t = 0, n evaluations.
+
+    The order rises by one with every fourth step, up to 4: of few values a high polynomial says little. The scale of the grid
+    goes with the root of the number of dimensions, from 1/sqrt(2) in the plane to sqrt(2) from eight of them on.
+    """
+    dimensions = need_state(x)[:1].numel() or 1
+    ts = flow_uniform(n, D.schedule, scale=min(dimensions / 4, 2.0) ** 0.5, rho=1.25)
+    return abm(D, x, ts, order=min(1 + n // 4, 4), cond=cond)
 
 
 def dpm_solver_pp_sde(D: Denoiser, x: Tensor, ts: Tensor, generator: torch.Generator | None = None,
@@ -109,51 +146,93 @@ def dpm_solver_pp_sde(D: Denoiser, x: Tensor, ts: Tensor, generator: torch.Gener
     """
     need_state(x)
     check_grid(ts)
-    return _multistep(D, x, ts, 2, cond, rate=2, zs=noises(len(ts) - 1, tuple(x.shape), x, generator, noise))
+    return _multistep(D, x, ts, cond, 2, rate=2, zs=noises(len(ts) - 1, tuple(x.shape), x, generator, noise))
 
 
-def _multistep(D, x, ts, order, cond, rate=1, inner=0, zs=None):
-    """Down the grid. The first 1 + inner steps all start from x at ts[0], and only the last of them yields a state: those
-    before it serve to know x0_hat inside the first interval."""
-    start, history = x, deque(maxlen=order)                                             # of x0_hats, the newest first
-    steps = zip(pairwise(ts), *_plan(D.schedule, ts.double(), order, rate, inner))
-    for i, ((t, s), shrink, fresh, weights) in enumerate(steps):
-        history.appendleft(D(x, t, cond))
-        x = shrink * (start if i <= inner else x) + sum(w * x0 for w, x0 in zip(weights, history))
+def _multistep(D, x, ts, cond, order, rate, ahead=0, corrected=0, zs=None):
+    """Down the grid by the weights of `_plan`, one evaluation a step."""
+    known = deque(maxlen=order)                                                         # values, the newest first
+    for (t, s), (keep, weights, scale, fresh) in zip(pairwise(ts), _planned(D.schedule, ts, order, rate, ahead, corrected)):
+        x0 = D(x, t, cond)
+        known.appendleft(x0 if rate else _plus(x.clone(), -scale, x0))                  # that is sigma (eps_hat - x0_hat)
+        x = keep * x
+        for w, value in zip(weights, known):
+            x = _plus(x, w, value)
         if zs is not None:
-            x = x + fresh * next(zs)
-        need_finite(x, t, s)
-        if i >= inner:
-            yield x
+            x = _plus(x, fresh, next(zs))
+        yield need_finite(x, t, s)
 
 
-def _plan(schedule, ts, order, rate, inner):
-    """For every step: what it keeps of x, the noise that an SDE adds, its weights for the last x0_hats, newest first."""
-    alpha, sigma, lam = schedule.alpha(ts), schedule.sigma(ts), schedule.log_snr(ts) / 2
-    steps = torch.arange(len(ts) - 1, device=ts.device)
-    base = steps.masked_fill(steps <= inner, 0)                                         # where each step starts
-    h = lam[1:] - lam[base]
-    keep = (sigma[1:] / sigma[base]) ** rate * (alpha[base] / alpha[1:]) ** (rate - 1)
-    fresh = sigma[1:] * (-torch.expm1(-2 * h)).sqrt()
-    finite = len(steps) - int(ts[-1] == 0)              # no polynomial reaches lambda = infinity: x0_hat alone does
-    weights = []
-    for k in range(1, min(order, finite) + 1):
-        nodes = lam[:finite].unfold(0, k, 1).flip(1) - lam[base][k - 1:finite, None]    # (finite - k + 1, k)
-        rows = alpha[k:finite + 1, None] * _weights(h[k - 1:finite], nodes, rate)
-        weights += rows if k == min(order, finite) else rows[:1]                        # the history is still growing
-    return keep, fresh, weights + [alpha[-1:]] * (len(steps) - finite)
+def _plus(x: Tensor, w, value: Tensor) -> Tensor:
+    """x + w value; in x's own memory if w is a number, as fresh memory costs more than the sum."""
+    return x.add_(value, alpha=w) if isinstance(w, float) else x + w * value
+
+
+def _planned(schedule, ts, *rule):
+    """The plan, step by step, as numbers that are kept for the next walk down the same grid; tensors if it has a gradient."""
+    if ts.requires_grad or not type(schedule).__hash__:
+        return zip(*_plan(schedule, ts.double(), *rule))
+    return _kept(schedule, tuple(ts.tolist()), *rule)
+
+
+@lru_cache(maxsize=64)
+def _kept(schedule, times, *rule):
+    return list(zip(*(row.tolist() for row in _plan(schedule, torch.tensor(times, dtype=torch.float64), *rule))))
+
+
+def _plan(schedule, ts, order, rate, ahead, corrected):
+    """Of each of the n steps: what it keeps of x (n,), its weights for the last values (n, order), m (n,), and an SDE's noise.
+
+    The kernel is e^(rate c), with rate 0 for the clock u. Steps are predicted from `order - ahead` values; the first
+    `corrected` are corrected from one more when the next evaluation is there, by the weights of the step after.
+    """
+    alpha, sigma, c = schedule.alpha(ts), schedule.sigma(ts), schedule.log_snr(ts) / 2
+    fresh = sigma[1:] * (-torch.expm1(-2 * c.diff())).sqrt()
+    m, gain, unit = sigma**rate * alpha ** (1 - rate), alpha, torch.ones_like(ts)       # gain: m e^(rate c)
+    if rate == 0:
+        m = gain = alpha + sigma
+        c, unit = sigma / m, sigma                                                      # values are kept times sigma
+    keep, n = m[1:] / m[:-1], len(ts) - 1
+    finite = n - int(bool(c[-1].isinf()))               # no polynomial reaches lambda = infinity: there x_s is x0_hat
+    weights = torch.zeros(n, order, dtype=ts.dtype, device=ts.device)
+    weights[n - 1, 0] = gain[n]
+    if finite:
+        step = gain[1:finite + 1, None] * _integrals(c, c[:finite], c.diff()[:finite], order - ahead, rate, unit)
+        weights[:finite] = torch.nn.functional.pad(step, (0, ahead))
+    if corrected and n > 1:
+        last = slice(1, 1 + min(corrected, n - 1))                                      # a step's end is the next one's start
+        again = gain[:n, None] * _integrals(c, c.roll(1)[:n], c.diff(prepend=c[:1])[:n], order, rate, unit)
+        before = weights.roll((1, 1), (0, 1))
+        change = torch.zeros_like(weights)
+        change[last] = (keep[:, None] * (again - before))[last]
+        weights = weights + change
+    return keep, weights, m[:-1], fresh
+
+
+def _integrals(c, starts, widths, most, rate, unit):
+    """Row i: the weights of the values at c_i, c_{i-1}, ..., `most` of them or as many as there are, in the integral of the
+    kernel and the polynomial through them over an interval of the clock, (n, most)."""
+    n, rows = len(starts), []
+    for k in range(1, min(most, n) + 1):
+        lo, hi = k - 1, n if k == most else k                                           # the steps that know k values
+        nodes, units = (torch.stack([v[lo - j:hi - j] for j in range(k)], 1) for v in (c, unit))
+        row = _weights(widths[lo:hi], nodes - starts[lo:hi, None], rate) / units
+        rows.append(torch.nn.functional.pad(row, (0, most - k)))
+    return torch.cat(rows)
 
 
 def _weights(h, nodes, rate):
-    """w (m, k) with integral_0^h rate e^(rate (u - h)) p(u) du = sum_j w_j p(nodes_j) for all polynomials p of degree < k.
+    """w (m, k) with integral_0^h k(u) p(u) du = sum_j w_j p(nodes_j) for all polynomials p of degree < k, where the kernel k is
+    rate e^(rate (u - h)), or 1 for rate 0.
 
     The moments of 1, u, u^2 follow by parts, the weights from a Vandermonde system. h (m,), nodes (m, k).
     """
-    k, moments = nodes.shape[1], [-torch.expm1(-rate * h)]
-    for power in range(1, k):
-        moments.append(h**power - power / rate * moments[-1])
-    powers = nodes[:, None] ** torch.arange(k, device=h.device)[:, None]                # (m, k, k): row p holds nodes^p
-    return torch.linalg.solve(powers, torch.stack(moments, 1))
+    powers = range(nodes.shape[1])
+    moments = [h ** (p + 1) / (p + 1) for p in powers] if rate == 0 else [-torch.expm1(-rate * h)]
+    for p in powers[len(moments):]:
+        moments.append(h**p - p / rate * moments[-1])
+    rows = torch.stack([nodes**p for p in powers], 1)                                   # (m, k, k): row p holds nodes^p
+    return torch.linalg.solve(rows, torch.stack(moments, 1))
 
 
 # ---------------------------------------------------------------------------------------------- grids

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import need_positive, need_shape, need_state, need_whole
-from .denoiser import Denoiser, per_row, velocity
+from .denoiser import Denoiser, at, velocity
 from .sampling import check_grid, need_finite
 from .schedules import as_time
 
@@ -23,7 +23,8 @@ Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor
 # ---------------------------------------------------------------------------------------------- fixed steps
 def euler(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
     """One Euler step of the ODE from t to s, x + (s - t) dx/dt: (B, ...) -> (B, ...), order 1; z is not used."""
-    return x + per_row(as_time(s) - as_time(t), x) * velocity(D, x, t, cond)
+    h, _ = at(_width, D.schedule, x, t, s)
+    return x + h * velocity(D, x, t, cond)
 
 
 def heun(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -32,13 +33,17 @@ def heun(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | N
     x (B, ...) -> (B, ...), two evaluations. Karras et al. 2022, algorithm 1, in t: where sigma(s) = 0 there is no slope,
     and the Euler step stands.
     """
-    h = per_row(as_time(s) - as_time(t), x)
-    noisy = per_row(D.schedule.sigma(s), x) > 0
+    h, sigma = at(_width, D.schedule, x, t, s)
     d = velocity(D, x, t, cond)
     x_euler = x + h * d
-    if not bool(noisy.any()):
-        return x_euler
-    return torch.where(noisy, x + h * (d + velocity(D, x_euler, s, cond)) / 2, x_euler)
+    if isinstance(sigma, float):                                                        # one time for all rows
+        return x + h / 2 * (d + velocity(D, x_euler, s, cond)) if sigma else x_euler
+    return torch.where(sigma > 0, x + h / 2 * (d + velocity(D, x_euler, s, cond)), x_euler)
+
+
+def _width(schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a step goes, and the noise that is left then."""
+    return s - t, schedule.sigma(s)
 
 
 # ---------------------------------------------------------------------------------------------- Dormand-Prince 5(4)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .arguments import need_state, need_whole, need_within, widened
 from .denoiser import Denoiser, for_rows, levels
-from .sampling import Counted, Step, check_grid, need_finite, noises
+from .sampling import Counted, Step, check_grid, need_finite, need_step, noises
 from .schedules import Schedule
 
 
@@ -76,20 +76,23 @@ class Workers:
 
     def __call__(self, step: Step, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
         """W steps of B samples: x (W, B, ...), t, s (W,), z (W, B, ...), or (W, k, B, ...) for k draws -> (W, B, ...)."""
-        W, B = x.shape[:2]
-        mine = self._share(W * B).to(x.device)                                   # row w B + b is step w of sample b
-        axis = int(z is not None and z.ndim > x.ndim)                            # a step wants k draws in front of its rows
-        z = None if z is None else z.movedim(0, axis).flatten(axis, axis + 1).index_select(axis, mine)
-        cond = None if self.cond is None else torch.cat([self.cond] * W)[mine]
+        (W, B), axis = x.shape[:2], int(z is not None and z.ndim > x.ndim)       # a step wants k draws in front of its rows
+        mine = torch.arange(W * B, device=x.device) if self.group is None else self._share(W * B).to(x.device)
+
+        def share(v: Tensor, axis: int = 0) -> Tensor:                           # of rows: row w B + b is step w of sample b
+            return v if self.group is None else v.index_select(axis, mine)
+
+        z = None if z is None else share(z.movedim(0, axis).flatten(axis, axis + 1), axis)
+        cond = None if self.cond is None else share(torch.cat([self.cond] * W))
         before = self.D.nfe
         D = for_rows(self.D, mine % B, x[0])
-        y = step(D, x.flatten(0, 1)[mine], *(v.to(x.device).repeat_interleave(B)[mine] for v in (t, s)), z, cond)
+        y = step(D, share(x.flatten(0, 1)), *(share(v.to(x.device).repeat_interleave(B)) for v in (t, s)), z, cond)
         self.evaluations += W * (self.D.nfe - before)
         return self._gathered(y, W * B).reshape(x.shape)
 
     def _share(self, rows: int) -> Tensor:
         """The rows of this rank. Where others have one more, it repeats its last rather than wait, so that all are alike."""
-        rank, world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.group else (0, 1)
+        rank, world = dist.get_rank(self.group), dist.get_world_size(self.group)
         mine, size = torch.arange(rows).tensor_split(world)[rank], -(-rows // world)
         return torch.cat([mine, mine.new_full((size - len(mine),), int(mine[-1]) if len(mine) else 0)])
 
@@ -130,7 +133,7 @@ def _start(D, x, ts, step, noise, generator, tolerance, group, cond) -> tuple[Te
     need_within(tolerance, "tolerance", 0, math.inf, "a number in units of a step's noise, at least 0")
     if group is not None and dist.get_rank(group) < 0:
         raise ValueError("group: this process is not a member of the process group it was given")
-    k, z = getattr(step, "draws", 0), None
+    k, z = getattr(need_step(step), "draws", 0), None
     if k:
         z = torch.stack(list(noises(len(ts) - 1, (k, *x.shape) if k > 1 else tuple(x.shape), x, generator, noise)))
     if group is not None:
@@ -177,8 +180,10 @@ def _picard(workers, x, ts, step, z, window, tolerance, slopes, secant, unit) ->
             slopes[lo:lo + both] = torch.minimum(measured.clamp(min=0), most[lo:lo + both])   # no product of them runs away
         last = lo, old, new
         change = carry(slopes[lo:hi], new - path[lo + 1:hi + 1])
-        inside = need_finite(path[lo + 1:hi + 1] + change, ts[lo], ts[hi])
-        path = torch.cat([path[:lo + 1], inside, _downwards(inside[-1], slopes[hi:])])
+        path = path.clone()                                     # the last sweep's is its reader's
+        path[lo + 1:hi + 1] += change
+        need_finite(path[lo + 1:hi + 1], ts[lo], ts[hi])
+        path[hi + 1:hi + 1 + window] = _downwards(path[hi], slopes[hi:hi + window])      # as far as the window may now go
         sizes = _sizes(change, unit[lo:hi])
         settled += max(1, _leading(sizes <= tolerance))
         yield Sweep(path, workers.rounds, workers.evaluations, sizes.max().item(), settled)
@@ -211,11 +216,14 @@ def gaussian_slopes(step: Step, schedule: Schedule, ts: Tensor, std: float) -> T
 def carry(slopes: Tensor, residuals: Tensor) -> Tensor:
     """u with u_j = slopes_j u_{j-1} + residuals_j from u_{-1} = 0: slopes (W, B), residuals (W, B, ...) -> (W, B, ...).
 
-    By doubling: log2(W) operations on whole tensors, each joining stretches of k steps into stretches of 2k.
+    By doubling: log2(W) operations on whole tensors, each joining stretches of k steps into stretches of 2k. Where all slopes
+    are 1 it is a plain sum.
     """
+    if bool((slopes == 1).all()):
+        return residuals.cumsum(0)
     a, u, k = slopes.reshape(*slopes.shape, *[1] * (residuals.ndim - 2)), residuals, 1
     while k < len(u):
-        u = torch.cat([u[:k], u[k:] + a[k:] * u[:-k]])
+        u = torch.cat([u[:k], torch.addcmul(u[k:], a[k:], u[:-k])])
         a = torch.cat([a[:k], a[k:] * a[:-k]])
         k *= 2
     return u

@@ -5,6 +5,8 @@ noise tensors it consumes with the decorator @draws(k); the driver hands them in
 for a one-step method, and nothing but the driver draws noise.
 """
 
+import inspect
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def sample(D: Denoiser, x: Tensor, ts: Tensor, step: Step, generator: torch.Gene
     The last state sits at ts[-1]; an empty batch stays empty. Raises ValueError for a grid that does not decrease, a state
     that is none or noise of the wrong shape, FloatingPointError where a state is not finite.
     """
-    k = getattr(step, "draws", 0)
+    k = getattr(need_step(step), "draws", 0)
     need_state(x)
     check_grid(ts)
     shape = tuple(x.shape) if k <= 1 else (k, *x.shape)
@@ -89,9 +91,16 @@ def _walk(D, x, ts, step, zs, cond):
 
 def need_finite(x: Tensor, t, s) -> Tensor:
     """x, or a FloatingPointError that names the step from t to s after which it holds NaN or infinity."""
-    if not x.isfinite().all().item():                       # no sum: that of finite numbers in half precision overflows
+    if not math.isfinite(x.sum().item()) and not x.isfinite().all().item():      # a sum is quick, but may itself overflow
         raise FloatingPointError(f"x: NaN or infinity after the step from t = {float(t):.6g} to s = {float(s):.6g}")
     return x
+
+
+def need_step(step: Step) -> Step:
+    """step, if it is one; ValueError for a sampler, which takes a whole grid."""
+    if "ts" in inspect.signature(step).parameters:
+        raise ValueError(f"step: expected a step from t to s, such as ddim, got the sampler {step}, which takes a whole grid")
+    return step
 
 
 class Counted:

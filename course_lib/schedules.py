@@ -213,8 +213,8 @@ def _fractions(n: int) -> Tensor:
     return torch.linspace(0, 1, need_whole(n, "n", what="a whole number of steps") + 1, dtype=torch.float64)
 
 
-def _pinned(ts: Tensor, schedule: Schedule) -> Tensor:
-    ts[0], ts[-1] = schedule.t_max, schedule.t_min  # the ends exactly, whatever the rounding of the round trip
+def _pinned(ts: Tensor, schedule: Schedule, end: float | None = None) -> Tensor:
+    ts[0], ts[-1] = schedule.t_max, schedule.t_min if end is None else end  # exactly, whatever the rounding of the round trip
     return ts
 
 
@@ -244,8 +244,21 @@ def log_snr_to_zero(n: int, schedule: Schedule, end: float = 5.0) -> Tensor:
     if not start < end < math.inf:
         raise ValueError(f"end: expected a finite log-SNR above that of the start, {start:g}, got {end!r}")
     ts = torch.cat([schedule.time_of_log_snr(start + shares * (end - start)), torch.zeros(1, dtype=torch.float64)])
-    ts[0] = schedule.t_max
-    return ts
+    return _pinned(ts, schedule, 0)
+
+
+def flow_uniform(n: int, schedule: Schedule, scale: float = 1.0, rho: float = 1.0) -> Tensor:
+    """Equal steps in u^(1/rho), u = sigma/(scale alpha + sigma), from t_max to t = 0: (n+1,) decreasing times.
+
+    At scale 1 u is the time of `Flow`, in which a data point and its noise are joined by a straight line. The larger the
+    scale, the more of the steps are at much noise; the larger rho, the smaller the last of them. What becomes of a sample is
+    decided early in many dimensions, late in the plane.
+    """
+    need_positive(scale, "scale")
+    need_positive(rho, "rho")
+    start = (-schedule.log_snr(schedule.t_max) / 2).exp() / scale                               # u/(1 - u) there
+    u = start / (1 + start) * (1 - _fractions(n)) ** rho
+    return _pinned(schedule.time_of_log_snr(2 * ((1 - u) / (scale * u)).log()), schedule, 0)
 
 
 def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:

@@ -13,9 +13,21 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 from course_lib.denoiser import eps, guided
-from course_lib.fast_samplers import ddim, ddim_eta, dpm_solver_pp, dpm_solver_pp_sde, optimise_grid
+from course_lib.fast_samplers import abm, ddim, ddim_eta, dpm_solver_pp, dpm_solver_pp_sde, few_steps, optimise_grid
 from course_lib.sampling import final, last, sample
-from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, angle, equal_angles, karras, log_snr_uniform, uniform
+from course_lib.schedules import (
+    VE,
+    CosineVP,
+    Flow,
+    LinearVP,
+    SubVP,
+    angle,
+    equal_angles,
+    flow_uniform,
+    karras,
+    log_snr_uniform,
+    uniform,
+)
 from course_lib.sde_samplers import ancestral
 from course_lib.targets import GaussianMixture, ring
 
@@ -179,10 +191,10 @@ class Polynomial:
 
 @every_schedule
 @pytest.mark.parametrize(("name", "degree", "exact_from"), [
-    ("2M", 0, 0), ("2M", 1, 1), ("3M", 1, 0), ("3M", 2, 1), ("SDE", 0, 0), ("SDE", 1, 1),
+    ("2M", 0, 0), ("2M", 1, 1), ("3M", 0, 0), ("3M", 1, 2), ("3M", 2, 2), ("SDE", 0, 0), ("SDE", 1, 1),
 ])
 def test_polynomials_in_lambda_are_integrated_exactly(schedule, name, degree, exact_from):
-    """Once its history is full, a method of order k makes no error on degree k - 1; order 3 starts as a second-order method."""
+    """Once its history is full, a method of order k makes no error on degree k - 1; order 3's second step mends its first."""
     D, ts, x = Polynomial(schedule, degree), times(0.9, 0.8, 0.5, 0.3, 0.29, 0.05), times(1.0)[:, None]
     options = {"noise": torch.zeros(5, 1, 1)} if name == "SDE" else {}
     states = [x, *SAMPLERS[name](D, x, ts, **options)]
@@ -192,6 +204,12 @@ def test_polynomials_in_lambda_are_integrated_exactly(schedule, name, degree, ex
             torch.testing.assert_close(states[i + 1], expected, rtol=1e-10, atol=1e-10)
         else:
             assert (states[i + 1] - expected).abs() > 1e-3
+
+
+@every_schedule
+def test_the_second_step_of_order_3_takes_the_first_one_to_second_order(schedule):
+    D, ts, x = Polynomial(schedule, 1), times(0.9, 0.8, 0.5), times(1.0)[:, None]
+    torch.testing.assert_close(last(dpm_solver_pp, D, x, ts, order=3).x, D.flow(x, 0.9, 0.5), rtol=1e-10, atol=1e-10)
 
 
 @every_schedule
@@ -221,26 +239,24 @@ def test_a_last_step_to_0_is_first_order_for_a_fixed_last_time(schedule, order):
     assert error(4.0) / error(5.0) == pytest.approx(one_step[0] / one_step[1], rel=0.05)
 
 
-@pytest.mark.parametrize(("order", "end", "evaluations"), [
-    (1, 0.1, 1), (2, 0.1, 1), (3, 0.1, 2), (1, 0.0, 1), (2, 0.0, 1), (3, 0.0, 1),
-])
-def test_a_grid_of_one_step(order, end, evaluations, generator):
-    """Order 3 halves its first step; where that goes to t = 0 all orders are DDIM."""
+@every_order
+@pytest.mark.parametrize("sampler", [dpm_solver_pp, abm])
+@pytest.mark.parametrize("end", [0.1, 0.0])
+def test_a_grid_of_one_step_is_ddims(sampler, order, end, generator):
     D, x = MIXTURE.denoiser(CosineVP()), normal(6, 2, generator=generator)
-    result = last(dpm_solver_pp, D, x, times(0.9, end), order=order)
-    assert (result.nfe, result.depth) == (evaluations, evaluations)
-    if evaluations == 1:
-        torch.testing.assert_close(result.x, ddim(D, x, 0.9, end), rtol=1e-12, atol=1e-12)
+    result = last(sampler, D, x, times(0.9, end), order=order)
+    torch.testing.assert_close(result.x, ddim(D, x, 0.9, end), rtol=1e-12, atol=1e-12)
 
 
 @every_order
+@pytest.mark.parametrize("sampler", [dpm_solver_pp, abm])
 @pytest.mark.parametrize("n", [2, 7])
-def test_a_step_costs_one_evaluation_and_the_third_orders_start_one_more(order, n):
+def test_a_step_costs_one_evaluation(sampler, order, n):
     D, x = MIXTURE.denoiser(CosineVP()), torch.zeros(3, 2)
     ts = uniform(n, D.schedule)
-    assert len(list(dpm_solver_pp(D, x, ts, order))) == n
-    result = last(dpm_solver_pp, D, x, ts, order=order)
-    assert (result.nfe, result.depth) == (n + (order == 3), n + (order == 3))
+    assert len(list(sampler(D, x, ts, order))) == n
+    result = last(sampler, D, x, ts, order=order)
+    assert (result.nfe, result.depth) == (n, n)
 
 
 @pytest.mark.parametrize("order", [0, 4, 1.5, None])
@@ -256,6 +272,133 @@ def test_order_1_may_start_from_pure_noise_and_higher_orders_say_where_to_start(
     for order in (2, 3):
         with pytest.raises(ValueError, match=rf"ts: order {order} needs some signal to start from, got ts\[0\] = 1; start at"):
             dpm_solver_pp(D, x, ts, order)
+
+
+# ---------------------------------------------------------------------------------------------- Adams-Bashforth-Moulton
+@every_schedule
+def test_its_order_1_is_ddim_too(schedule, generator):
+    D, x, ts = MIXTURE.denoiser(schedule), normal(6, 2, generator=generator), flow_uniform(12, schedule)
+    for state, expected in zip(abm(D, x, ts, order=1), sample(D, x, ts, ddim), strict=True):
+        torch.testing.assert_close(state, expected, rtol=1e-11, atol=1e-11)
+
+
+@every_schedule
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_its_order_is_measured_on_a_gaussian_down_to_0(schedule, order):
+    D, x = GAUSSIAN.denoiser(schedule), ends(schedule)
+    exact = exact_flow(schedule, x, schedule.t_max, 0.0)
+
+    def error(n):
+        return (last(abm, D, x, flow_uniform(n, schedule), order=order).x - exact).abs().max().item()
+
+    assert measured_orders(error, [160, 320])[-1] == pytest.approx(order, abs=0.1)
+
+
+@every_schedule
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_its_order_is_measured_on_a_mixture(schedule, order, generator):
+    D, x = MIXTURE.denoiser(schedule), schedule.sigma(schedule.t_max) * normal(8, 2, generator=generator)
+    exact = last(abm, D, x, flow_uniform(6000, schedule), order=4).x
+
+    def error(n):
+        return (last(abm, D, x, flow_uniform(n, schedule), order=order).x - exact).norm().item()
+
+    assert measured_orders(error, [300, 600])[-1] == pytest.approx(order, abs=0.1)
+
+
+@every_schedule
+@pytest.mark.parametrize("order", [3, 4])
+def test_many_steps_end_on_the_exact_solution(schedule, order):
+    D, x = GAUSSIAN.denoiser(schedule), ends(schedule)
+    exact = exact_flow(schedule, x, schedule.t_max, 0.0)
+    torch.testing.assert_close(last(abm, D, x, flow_uniform(6000, schedule), order=order).x, exact, rtol=0, atol=1e-10)
+
+
+class PolynomialVelocity:
+    """eps_hat - x0_hat = u^degree, whatever y = x/(alpha + sigma): what Adams' methods integrate exactly."""
+
+    def __init__(self, schedule, degree):
+        self.schedule, self.degree = schedule, degree
+
+    def clock(self, t):
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return sigma / (alpha + sigma), alpha + sigma
+
+    def __call__(self, x, t, cond=None):
+        u, scale = self.clock(t)
+        return x / scale - u ** (self.degree + 1)
+
+    def flow(self, x, t, s):
+        (u_t, scale_t), (u_s, scale_s), k = self.clock(t), self.clock(s), self.degree + 1
+        return scale_s * (x / scale_t + (u_s**k - u_t**k) / k)
+
+
+@every_schedule
+@pytest.mark.parametrize(("order", "degree", "exact_from"), [(2, 0, 0), (3, 1, 1), (4, 1, 1)])
+def test_polynomials_in_u_are_integrated_exactly(schedule, order, degree, exact_from):
+    """Predicted from order - 1 values, a state is exact for degrees below that, once there are as many; errors before that are
+    corrected. To t = 0 as well."""
+    D, ts, x = PolynomialVelocity(schedule, degree), times(schedule.t_max, 0.8, 0.5, 0.3, 0.29, 0.0), times(1.0)[:, None]
+    for i, state in enumerate(abm(D, x, ts, order)):
+        gap = (state - D.flow(x, ts[0], ts[i + 1])).abs().item()
+        assert gap < 1e-9 if i >= exact_from else gap > 1e-6
+
+
+@every_schedule
+def test_corrections_mend_all_steps_but_the_last(schedule):
+    """On degree 1, order 2 corrects every state exactly, and predicts the last from there with one value."""
+    D, x = PolynomialVelocity(schedule, 1), times(1.0)[:, None]
+    ts = schedule.time_of_log_snr(times(-6, -4, -3, -1, 0, 2, 3))
+    (u_t, scale_t), (u_s, scale_s) = map(D.clock, ts[-2:])
+    expected = scale_s * (D.flow(x, ts[0], ts[-2]) / scale_t + (u_s - u_t) * u_t)
+    torch.testing.assert_close(last(abm, D, x, ts, order=2).x, expected, rtol=1e-10, atol=1e-10)
+
+
+@every_schedule
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_single_precision_ends_where_double_precision_does(schedule, order, generator):
+    D, x = MIXTURE.denoiser(schedule), schedule.sigma(schedule.t_max) * normal(64, 2, generator=generator)
+    for ts in (flow_uniform(30, schedule), log_snr_uniform(30, schedule)):
+        single = last(abm, D, x.float(), ts, order=order).x
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), last(abm, D, x, ts, order=order).x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [CosineVP(), Flow()], ids=["CosineVP", "Flow"])
+def test_it_may_start_from_pure_noise(schedule):
+    D, x = GAUSSIAN.denoiser(schedule), times(-0.7, 1.9)[:, None]
+    exact = exact_flow(schedule, x, 1.0, 0.0)
+    ts = torch.linspace(1, 0, 401, dtype=torch.float64)
+    torch.testing.assert_close(last(abm, D, x, ts, order=4).x, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [0, 5, 1.5, None])
+def test_an_order_that_it_has_not_is_refused(order):
+    with pytest.raises(ValueError, match=rf"order: expected 1, 2, 3 or 4, got {order}"):
+        abm(MIXTURE.denoiser(CosineVP()), torch.zeros(3, 2), times(0.9, 0.1), order)
+
+
+@every_schedule
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 30])
+def test_few_steps_takes_as_many_and_comes_near(schedule, n, generator):
+    D, x = MIXTURE.denoiser(schedule), schedule.sigma(schedule.t_max) * normal(200, 2, generator=generator)
+    exact = last(abm, D, x, flow_uniform(2000, schedule), order=4).x
+    states = list(few_steps(D, x, n))
+    error = (states[-1] - exact).norm(dim=1).mean()
+    assert len(states) == n and error < {1: 1.5, 2: 0.6, 5: 0.1, 9: 0.02, 30: 5e-4}[n]
+
+
+def test_a_plan_is_kept_by_the_grid_the_schedule_and_the_method(generator):
+    """Numbers kept from one walk serve the next; another grid, schedule or order has others, and so has one with a gradient."""
+    x = normal(3, 2, generator=generator)
+    for schedule in (LinearVP(), LinearVP(beta_max=10.0)):
+        D = MIXTURE.denoiser(schedule)
+        for ts in (uniform(6, schedule), flow_uniform(6, schedule)):
+            for sampler, order in ((dpm_solver_pp, 2), (dpm_solver_pp, 3), (abm, 3)):
+                once, again = (last(sampler, D, x, ts, order=order).x for _ in range(2))
+                *_, free = sampler(D, x, ts.clone().requires_grad_(), order=order)
+                assert torch.equal(once, again)
+                torch.testing.assert_close(free.detach(), once, rtol=1e-10, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- the SDE

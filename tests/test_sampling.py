@@ -1,12 +1,14 @@
 """The driver: it checks its grid, hands each step its noise, and counts what the sample costs."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from course_lib.denoiser import for_rows, guided, told
-from course_lib.fast_samplers import ddim
+from course_lib.fast_samplers import ddim, dpm_solver_pp
+from course_lib.parallel import parareal, picard
 from course_lib.sampling import Counted, check_grid, draws, final, need_finite, need_noise, prior, sample
 from course_lib.schedules import VE, CosineVP, LinearVP, SubVP, uniform
 from course_lib.sde_samplers import ancestral, euler_maruyama, predictor_corrector
@@ -243,3 +245,11 @@ def test_a_count_follows_the_rows_into_one_book():
     x, rows = start(3), torch.tensor([2, 2, 0])
     asked = for_rows(D, rows, x)(x[rows], 0.5, torch.zeros(3, dtype=torch.long))
     assert asked[:, 0].tolist() == [30.0, 30.0, 10.0] and (D.nfe, D.depth) == (1, 1)
+
+
+@pytest.mark.parametrize("sampler", [dpm_solver_pp, partial(dpm_solver_pp, order=3), sample], ids=["bare", "partial", "sample"])
+def test_a_sampler_is_no_step(sampler):
+    D, ts = ring().denoiser(CosineVP()), uniform(4, CosineVP())
+    for walk in (sample, picard, parareal):
+        with pytest.raises(ValueError, match=r"step: expected a step from t to s, such as ddim, got the sampler .*(pp|sample)"):
+            list(walk(D, torch.zeros(3, 2), ts, sampler))
