@@ -6,7 +6,8 @@ A *sampler* is an iterator of states over a decreasing time grid. Data sits at t
 
     x_t = alpha(t) x_0 + sigma(t) eps,     eps ~ N(0, I)
 
-The map. A module imports only from modules above it here; a package is below what it holds. tests/test_structure.py reads this.
+The map. A module imports only from modules above it here, a package after all that it holds; tests/test_structure.py reads
+this, and holds every import against it.
 
 Tools, which know nothing of diffusion:
     files              check sums, atomic writes and locks
@@ -41,48 +42,9 @@ Distillation:
     progressive        of guidance into one evaluation, and of two steps into one
     consistency        consistency functions, learnt in pairs of times or in continuous time; flow maps
 
-What is made of all that:
-    recipes            the trained models that the course ships
-      registry         the table of them
-      weights          their files: listed, verified, loaded, made
-      losses           what several share
-      fashion          Fashion-MNIST: the judge, the teacher, its students
-      ring             eight spots in the plane, whose exact answers are known
-      emoji            the autoencoder, text to image, the cascade
-      sentences        the autoencoder, and the diffusion model in its latent space
+What is made of all that, each a package with a map of its own in its docstring:
+    recipes            the trained models that the course ships, and images from them
     measure            what fills the tables of data/, run by `course measure`
-      rows             what all rows of the ledger share
-      fashion          its rows on Fashion-MNIST, from 1000 steps to one
-      ring             its rows on the ring, with the exact score
-      emoji            its rows on emoji: what latents keep and save, whether pictures follow their captions
-      latents          its rows on latents against pixels
-      costs            what parallel sampling will cost on a device whose times were measured
-      parallel         parallel.csv and devices.csv: rounds and seconds of parallel sampling
-      solvers          solvers.csv: deterministic samplers, ours and those of diffusers, on a known solution
-    images             images from the shipped model, alone or under torchrun
     widgets            sliders around pure functions, the only module that imports ipywidgets
-
-The classroom, which no module above imports:
-    classroom          exercises and predictions for the notebooks
-      notebooks        notebooks as files, and what their cells are called
-      exercises        what an author writes: Exercise, Mistake, Prediction
-      banks            for each chapter its exercises with their known mistakes, and its predictions
-        cases          what the exercises of several chapters are tried on
-        chapter_*      one a chapter
-      judge            what a chapter calls
-        running        an answer run on its cases: counted, timed, on copies of the inputs
-        verdicts       where it is decided what is said of an answer
-        checks         `exercise`: one line, and a function to go on with
-        predictions    `predict` and `reveal`
-      learner          what a learner has
-        answers        answers found in a notebook, whatever became of its cells
-        copies         the folder my/: handed out once, never overwritten
-        work           what is in my/: carried over to a new version, counted
-        rerun          `course check`: answers run inside the pristine chapter
-        lab            `course lab`: JupyterLab on my/
-        doctor         `course doctor`: is this machine ready
-      author           what an author has
-        build          `course build`: notebooks/source to notebooks and solutions
-      cli              the `course` command
-      __main__         `python -m course_lib.classroom`
+    classroom          exercises, their checks, and the `course` command; no module above imports it
 """

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from course_lib import images
 from course_lib.denoiser import X0, Preconditioned
+from course_lib.recipes import images
 from course_lib.schedules import CosineVP
 
 
@@ -17,7 +17,7 @@ class Shrunk(torch.nn.Module):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(images.recipes, "load", lambda name, device: Preconditioned(Shrunk(), CosineVP(), X0()).to(device))
+    monkeypatch.setattr(images.weights, "load", lambda name, device: Preconditioned(Shrunk(), CosineVP(), X0()).to(device))
 
 
 def test_images_are_drawn_and_their_cost_is_told(model, tmp_path, capsys):

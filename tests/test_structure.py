@@ -15,10 +15,20 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE 
 GROWING = {"classroom", "measure", "recipes"}           # with every chapter, measurement and model
 
 
-def places(text: str) -> dict[str, int]:
-    """The modules on a map, by their dotted names, each with its place; a package has that after all it holds."""
-    lines = [(len(line) - len(line.lstrip()), line.split()[0]) for line in text.splitlines()
-             if re.match(r" {4,8}[a-z_*]+ {2,}\S", line)]
+def lines_of(text: str) -> list[tuple[int, str]]:
+    """The lines of a map, as (indent, name)."""
+    return [(len(line) - len(line.lstrip()), line.split()[0]) for line in text.splitlines()
+            if re.match(r" {4,8}[a-z_*]+ {2,}\S", line)]
+
+
+def places(text: str, inner: dict[str, str]) -> dict[str, int]:
+    """The modules on a map, by their dotted names, each with its place; a package has that after all it holds.
+
+    inner: the docstrings of packages, whose maps stand in their lines' places.
+    """
+    lines = []
+    for indent, name in lines_of(text):
+        lines += [(indent, name), *((indent + deeper, below) for deeper, below in lines_of(inner.get(name, "")))]
     found, inside = {}, []                              # inside: the packages that a line is in, with their indents
     for indent, name in [*lines, (0, "")]:
         while inside and inside[-1][0] >= indent:
@@ -27,7 +37,11 @@ def places(text: str) -> dict[str, int]:
     return found
 
 
-PLACES = places(course_lib.__doc__)
+def docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or ""
+
+
+PLACES = places(course_lib.__doc__, {path.parent.name: docstring(path) for path in PACKAGE.glob("*/__init__.py")})
 
 
 def module(path: Path) -> str:
@@ -71,7 +85,7 @@ def neighbours(path: Path, modules: set[str]) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_a_module_imports_only_what_stands_above_it_on_the_map(path):
     name, known = module(path), {module(file) for file in FILES}
-    assert on_the_map(name) in PLACES, f"{name} is not on the map in course_lib/__init__.py"
+    assert on_the_map(name) in PLACES, f"{name} is not on the map of its package"
     below = {other for other in neighbours(path, known) - {name} if PLACES[on_the_map(other)] >= PLACES[on_the_map(name)]}
     assert not below, f"{name} imports {sorted(below)}, which stand below it on the map"
 
@@ -82,8 +96,8 @@ def test_the_map_names_no_module_that_is_gone():
 
 
 def test_a_package_stands_below_what_it_holds_and_nothing_else_stands_between():
-    found = places("Rooms:\n    one    the first\n    house    rooms\n      two    below the first\n      attic    a room\n"
-                   "        three    in it\n    four    the last\n  not a line    of it\n")
+    found = places("Rooms:\n    one    the first\n    house    rooms\n    four    the last\n  not a line    of it\n",
+                   {"house": "Its map:\n    two    below the first\n    attic    a room\n      three    in it\n"})
     assert list(found) == ["one", "house.two", "house.attic.three", "house.attic", "house", "four"]
     assert list(found.values()) == sorted(found.values())
 
@@ -104,7 +118,7 @@ def test_imports_are_found_in_every_form(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_a_module_says_what_it_holds(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"
+    assert docstring(path), f"{path.name} has no docstring"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)

@@ -1,6 +1,15 @@
 """What fills data/ledger.csv and the tables beside it: one function a measurement, run by `course measure NAME`.
 
-Each takes (device, samples, seeds), writes its rows under data/ and returns them.
+Each takes (device, samples, seeds), writes its rows under data/ and returns them. The map, as in course_lib:
+
+    rows               what all rows of the ledger share
+    fashion            its rows on Fashion-MNIST, from 1000 steps to one
+    ring               its rows on the ring, with the exact score
+    emoji              its rows on emoji: what latents keep and save, whether pictures follow their captions
+    latents            its rows on latents against pixels
+    costs              what parallel sampling will cost on a device whose times were measured
+    parallel           parallel.csv and devices.csv: rounds and seconds of parallel sampling
+    solvers            solvers.csv: deterministic samplers, ours and others', on known solutions
 """
 
 from .. import data, ledger

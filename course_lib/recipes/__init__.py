@@ -6,7 +6,16 @@ NAME.safetensors, as fp16 or int8; manifest.json beside them says how each came 
 file is used. Those that ship lie in data/checkpoints, those that a learner trains in my/weights: no training ever writes over
 weights that are there, and of all that a recipe has the best by its figure of merit are used.
 
-A new data set is a new file here, imported below; a new model of one a new function in its file.
+The map, as in course_lib. A new data set is a new file here, imported below; a new model of one a new function in its file.
+
+    registry           the table of recipes
+    weights            their files: listed, verified, loaded, made
+    losses             what several recipes share
+    fashion            Fashion-MNIST: the judge, the teacher, its students
+    ring               eight spots in the plane, whose exact answers are known
+    emoji              the autoencoder, text to image, the cascade
+    sentences          the autoencoder, and the diffusion model in its latent space
+    images             images from the shipped teacher, on one device or under torchrun
 """
 
 from .emoji import captioned_loss, emoji_captions, emoji_latents, reconstruction, small, turned, upscaling_loss

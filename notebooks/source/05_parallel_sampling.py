@@ -1062,7 +1062,7 @@ plt.show()
 # given, but you can trade one for the other with the window. On a GPU $\ell/\rho$ can be hundreds of rows for a network
 # of this size, so that one GPU may do what the right panel asks of many CPU cores; these figures do not show it.
 #
-# **Run it yourself.** `torchrun --nproc-per-node 2 -m course_lib.images` starts two processes which share the rows of
+# **Run it yourself.** `torchrun --nproc-per-node 2 -m course_lib.recipes.images` starts two processes which share the rows of
 # every sweep (`--help` lists tolerance, window and steps), draw ten garments, and print rounds and seconds; with GPUs
 # each process takes one. All get the same pictures, bit for bit the same on every rank. If one process dies, or says
 # nothing for longer than `--timeout`, the others stop with an error that says so. `converged(picard(..., group=group))`

@@ -1,4 +1,6 @@
-"""Images drawn on one device or on many: `torchrun --nproc-per-node 2 -m course_lib.images`, or `python -m course_lib.images`.
+"""Images from the shipped teacher, drawn on one device or on many:
+
+    torchrun --nproc-per-node 2 -m course_lib.recipes.images        or        python -m course_lib.recipes.images
 
 All processes get the same images; the first of them writes them and tells what they cost.
 """
@@ -11,19 +13,20 @@ import matplotlib.pyplot as plt
 import torch
 import torch.distributed as dist
 
-from . import recipes
-from .arguments import need_whole
-from .parallel import Sweep, converged, picard
-from .plotting import image_grid
-from .sampling import prior
-from .schedules import uniform
-from .sde_samplers import ancestral
-from .training import default_device, join_process_group
+from ..arguments import need_whole
+from ..parallel import Sweep, converged, picard
+from ..plotting import image_grid
+from ..sampling import prior
+from ..schedules import uniform
+from ..sde_samplers import ancestral
+from ..training import default_device, join_process_group
+from . import weights
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m course_lib.images", description="Fashion-MNIST images by parallel sampling.")
+    parser = argparse.ArgumentParser("python -m course_lib.recipes.images",
+                                     description="Fashion-MNIST images by parallel sampling.")
     parser.add_argument("--images", type=int, default=10, help="how many, one class after the other (default: 10)")
     parser.add_argument("--steps", type=int, default=1000, help="ancestral steps, all of the same trajectory (default: 1000)")
     parser.add_argument("--window", type=int, help="steps in one sweep (default: all)")
@@ -39,7 +42,7 @@ def draw(options: argparse.Namespace) -> tuple[Sweep, float]:
     _, world = join_process_group()
     group = dist.new_group(timeout=timedelta(seconds=options.timeout)) if world > 1 else None
     device = default_device()
-    D = recipes.load("fashion_teacher", device)
+    D = weights.load("fashion_teacher", device)
     generator = torch.Generator(device).manual_seed(options.seed)
     x = prior(D, (need_whole(options.images, "--images"), 1, 28, 28), generator, device=device)
     start = time.perf_counter()
