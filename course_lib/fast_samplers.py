@@ -130,7 +130,8 @@ def few_steps(D: Denoiser, x: Tensor, n: int, cond: Tensor | None = None) -> Ite
     """What to take without a choice of one's own: n steps of `abm` from x (B, ...) at t_max to t = 0, n evaluations.
 
     The order rises by one with every fourth step, up to 4: of few values a high polynomial says little. The scale of the grid
-    goes with the root of the number of dimensions, from 1/sqrt(2) in the plane to sqrt(2) from eight of them on.
+    goes with the root of the number of dimensions, from 1/sqrt(2) in the plane to sqrt(2) from eight of them on. It is meant to
+    end near the exact solution; pictures of a network that is itself far from exact are often better with fresh noise.
     """
     dimensions = need_state(x)[:1].numel() or 1
     ts = flow_uniform(n, D.schedule, scale=min(dimensions / 4, 2.0) ** 0.5, rho=1.25)
