@@ -5,6 +5,7 @@ agrees to their six or seven digits; its DPM-Solver++ also rounds the state to f
 left between us is shown, too: with its own tables widened to float64, and without that rounding, the rest falls to 1e-11.
 """
 
+import inspect
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -12,13 +13,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from course_lib.diffusers_bridge import drive, noise_ratio
+from course_lib.diffusers_bridge import drive, first_ratio, noise_ratio
 from course_lib.fast_samplers import ddim, ddim_eta, dpm_solver_pp
 from course_lib.ode_samplers import heun
 from course_lib.sampling import last, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, Schedule, karras, log_snr_uniform, uniform
 from course_lib.sde_samplers import ancestral
-from course_lib.targets import ring
+from course_lib.targets import GaussianMixture, ring
 
 SCHEDULES = [LinearVP(), CosineVP(), VE(), Flow()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
@@ -153,9 +154,136 @@ def test_diffusers_ddim_takes_a_fixed_stride_and_misses_the_next_time(ready):
     assert error(13, "trailing") > 1e-3 and error(10, "linspace") > 1e-2
 
 
-def test_a_scheduler_that_predicts_something_else_is_refused(ready):
-    with pytest.raises(ValueError, match="scheduler: expected prediction_type 'epsilon', got 'sample'"):
-        drive(ready("DDIMScheduler", 5, prediction_type="sample"), ring().denoiser(CosineVP()), starts())
+# ---- diffusers as its documentation drives it, with models of the ring that are written by hand, without the bridge
+def ring_mean(x, r):
+    """E[x0 | x0 + r z = x] of the ring."""
+    means, variance = ring().means, ring().stds[0] ** 2 + r**2
+    share = (-(x[:, None] - means).square().sum(-1) / (2 * variance)).softmax(1)
+    return x + r**2 / variance * (share @ means - x)
+
+
+def says_eps(scheduler, x, t):
+    """Of alpha x0 + sigma z, alpha^2 + sigma^2 = 1; log(sigma/alpha) is a straight line between whole timesteps."""
+    signal = scheduler.alphas_cumprod.double()[[int(t), min(int(t) + 1, 999)]]
+    low, high = ((1 - signal) / signal).log() / 2
+    r = (low + (float(t) - int(t)) * (high - low)).exp()
+    whole = x * (1 + r**2).sqrt()
+    return (whole - ring_mean(whole, r)) / r
+
+
+def says_velocity(scheduler, x, t):
+    """Of (1 - r) x0 + r z: z - x0, where t = 1000 r."""
+    r = t.double() / 1000
+    return (x - (ring_mean(x / (1 - r), r / (1 - r)) if r < 1 else ring().means.mean(0))) / r
+
+
+def says_edm(scheduler, x, t):
+    """Of (x0 + r z) c_in: (x0 - c_skip (x0 + r z))/c_out by table 1 of Karras et al. 2022, where t = log(r)/4."""
+    r, std = (4 * t.double()).exp(), 0.5
+    whole = x * (r**2 + std**2).sqrt()
+    return (ring_mean(whole, r) - std**2 / (r**2 + std**2) * whole) * (r**2 + std**2).sqrt() / (r * std)
+
+
+@pytest.mark.parametrize(("kind", "says"), [
+    ("KDPM2DiscreteScheduler", says_eps), ("UniPCMultistepScheduler", says_eps), ("EDMDPMSolverMultistepScheduler", says_edm),
+    ("FlowMatchHeunDiscreteScheduler", says_velocity)])
+def test_drive_ends_where_the_schedulers_own_loop_ends(kind, says, ready):
+    scheduler, z = ready(kind, 10), starts()
+    x = z * getattr(scheduler, "init_noise_sigma", 1)
+    for t in scheduler.timesteps:
+        said = says(scheduler, scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
+        x = scheduler.step(said, t, x).prev_sample
+    scheduler = ready(kind, 10)
+    if getattr(scheduler, "init_noise_sigma", 1) != 1:                       # their state is x0 + r z
+        z = z * scheduler.init_noise_sigma / (1 + first_ratio(scheduler) ** 2).sqrt()
+    torch.testing.assert_close(drive(scheduler, ring().denoiser(CosineVP()), z)[0], x, rtol=0, atol=1e-6)
+
+
+# ---- every scheduler that diffusers exports: the right law, or none
+NEEDED = {"AmusedScheduler": {"mask_token_id": 0}, "VQDiffusionScheduler": {"num_vec_classes": 4},
+          "HeliosScheduler": {"stages": 1}, "HeliosDMDScheduler": {"stages": 1},
+          "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0}}
+FEWER = {"CMStochasticIterativeScheduler": 40, "LCMScheduler": 50, "TCDScheduler": 50, "SCMScheduler": 2}   # their most
+SLOW = ("DDPM", "Ancestral", "CogVideoXDDIM")                                # 100 steps of theirs are too narrow, 300 are not
+UNFIT = {"AmusedScheduler": "no table of noise levels", "BlockRefinementScheduler": "no table of noise levels",
+         "CMStochasticIterativeScheduler": "distilled", "CogVideoXDPMScheduler": "timestep_back",
+         "DDIMInverseScheduler": "from noise down to data", "DDPMWuerstchenScheduler": "no table of noise levels",
+         "DPMSolverMultistepInverseScheduler": "from noise down to data", "DiscreteDDIMScheduler": "no table of noise levels",
+         "EntropyBoundScheduler": "no table of noise levels", "FlowMatchLCMScheduler": "distilled",
+         "HeliosDMDScheduler": "distilled", "LCMScheduler": "distilled", "MiniMaxH3Scheduler": "from noise down to data",
+         "PiflowScheduler": "distilled", "RePaintScheduler": "original_image",
+         "RFD4ProteinaScheduler": "no table of noise levels",
+         "SCMScheduler": "no table of noise levels", "ScoreSdeVeScheduler": "has no step", "TCDScheduler": "distilled",
+         "UnCLIPScheduler": "next timestep", "VQDiffusionScheduler": "no table of noise levels"}
+
+
+def made(kind, steps, **options):
+    """A scheduler that clips nothing, with its timesteps set."""
+    takes = inspect.signature(kind.__init__).parameters
+    scheduler = kind(**NEEDED.get(kind.__name__, {}), **({"clip_sample": False} if "clip_sample" in takes else {}), **options)
+    scheduler.set_timesteps(FEWER.get(kind.__name__, steps))
+    return scheduler
+
+
+def off(scheduler):
+    """How far the mean and the standard deviation of its samples are from those of N((1, -0.5), 0.3^2 I)."""
+    mean, z = torch.tensor([1.0, -0.5], dtype=torch.float64), starts(4096)
+    D, angle = GaussianMixture(mean[None], 0.3).denoiser(CosineVP()), first_ratio(scheduler).atan()
+    x = angle.cos() * mean + (angle.cos() ** 2 * 0.3**2 + angle.sin() ** 2).sqrt() * (z - z.mean(0)) / z.std(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)                                                 # for those that draw noise
+        x, _ = drive(scheduler, D, x)
+    return max((x.mean(0) - mean).abs().max().item(), (x.std(0) - 0.3).abs().max().item())
+
+
+def test_every_scheduler_ends_in_the_right_law_or_is_refused_with_a_reason():
+    diffusers, refused = pytest.importorskip("diffusers"), {}
+    for name in (name for name in dir(diffusers) if name.endswith("Scheduler")):
+        kind = getattr(diffusers, name)
+        if kind.__module__.startswith("diffusers.utils.dummy"):
+            continue                                                         # the latter stand for what is not installed
+        scheduler = made(kind, 300 if any(word in name for word in SLOW) else 100)
+        try:
+            assert off(scheduler) < 0.02, name
+        except ValueError as reason:
+            refused[name] = str(reason)
+    assert set(refused) == {name for name in UNFIT if hasattr(diffusers, name)}
+    assert {name: reason for name, reason in refused.items() if UNFIT[name] not in reason or "scheduler: " not in reason} == {}
+
+
+@pytest.mark.parametrize("kind", ["UniPCMultistepScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+                                  "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize("prediction", ["epsilon", "flow_prediction"])
+def test_schedulers_on_levels_of_the_flow_end_in_the_right_law_whatever_they_predict(kind, prediction):
+    diffusers = pytest.importorskip("diffusers")
+    assert off(made(getattr(diffusers, kind), 100, use_flow_sigmas=True, prediction_type=prediction)) < 0.02
+
+
+@pytest.mark.parametrize(("kind", "options", "reason"), [
+    ("DDIMScheduler", {"prediction_type": "sample"}, "prediction_type 'epsilon' or 'flow_prediction', got 'sample'"),
+    ("DDIMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "some signal at its first timestep"),
+    ("DDPMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "some signal at its first timestep"),
+    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "distilled"),
+    ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "from noise down to data, got 0 up to 999"),
+])
+def test_an_option_that_no_denoiser_can_serve_is_refused(kind, options, reason, ready):
+    with pytest.raises(ValueError, match=f"scheduler: .*{reason}"):
+        drive(ready(kind, 10, **options), ring().denoiser(CosineVP()), starts())
+
+
+@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+def test_a_scheduler_is_used_once_for_each_time_its_timesteps_are_set(kind, ready):
+    scheduler, D = ready(kind, 6), ring().denoiser(CosineVP())
+    first, _ = drive(scheduler, D, starts())
+    with pytest.raises(ValueError, match="call set_timesteps before each use"):
+        drive(scheduler, D, starts())
+    scheduler.set_timesteps(6)
+    assert torch.equal(drive(scheduler, D, starts())[0], first)
+
+
+def test_pure_noise_needs_a_schedule_that_has_it(ready):
+    with pytest.raises(ValueError, match="D: its schedule has no time at which sigma/alpha is inf; CosineVP and Flow have"):
+        drive(ready("FlowMatchEulerDiscreteScheduler", 4), ring().denoiser(LinearVP()), starts())
 
 
 # ---------------------------------------------------------------------------------------------- azula
