@@ -12,7 +12,7 @@ this, and holds every import against it.
 Tools, which know nothing of diffusion:
     files              check sums, atomic writes and locks
     arguments          what functions accept: one check a kind, each with the ValueError that says what came
-    training           the loop: EMA, atomic checkpoints, exact resume, data-parallel
+    training           the loop: EMA, atomic checkpoints, exact resume or why it is refused, data-parallel
     data               Fashion-MNIST, emoji, sentences and words, each checked by its sum
     ledger             the table of what every method costs and gives
     plotting           the figures
@@ -46,5 +46,5 @@ What is made of all that, each a package with a map of its own in its docstring:
     recipes            the trained models that the course ships, and images from them
     measure            what fills the tables of data/, run by `course measure`
     widgets            sliders around pure functions, the only module that imports ipywidgets
-    classroom          exercises, their checks, and the `course` command; no module above imports it
+    classroom          exercises with known mistakes (banks), their checks, the `course` command; no module above imports it
 """

@@ -8,18 +8,18 @@ The map, as in course_lib:
 
     notebooks          notebooks as files, and what their cells are called
     exercises          what an author writes: Exercise, Mistake, Prediction
-    banks              for each chapter its exercises with their known mistakes, and its predictions
+    banks              for each chapter its exercises with their known mistakes and hints, and its predictions
       cases            what the exercises of several chapters are tried on
       chapter_*        one a chapter
     judge              what a chapter calls
       running          an answer run on its cases: counted, timed, on copies of the inputs
-      verdicts         where it is decided what is said of an answer
+      verdicts         right or wrong, and which known mistake's hint
       checks           `exercise`: one line, and a function to go on with
       predictions      `predict` and `reveal`
     learner            what a learner has
       answers          answers found in a notebook, whatever became of its cells
       copies           the folder my/: handed out once, never overwritten
-      work             what is in my/: carried over to a new version, counted
+      updates          `course update` and `course progress`: answers carried over to a new version, counted
       rerun            `course check`: answers run inside the pristine chapter
       lab              `course lab`: JupyterLab on my/
       doctor           `course doctor`: is this machine ready

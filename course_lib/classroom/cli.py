@@ -122,9 +122,9 @@ def _list(options, root) -> int:
 
 
 def _progress(options, root) -> int:
-    from .learner import answers, work
+    from .learner import answers, updates
 
-    table = work.progress(_root(root))
+    table = updates.progress(_root(root))
     for chapter in table:
         states = "  ".join(f"{id} {state}" for id, state in chapter.states.items())
         print(f"{chapter.name:<34} {states}{chapter.saved and f'   ({chapter.saved})'}".rstrip())
@@ -144,19 +144,19 @@ def _check(options, root) -> int:
     chapter stay the same during the run is verified.
     """
     from . import notebooks
-    from .learner import answers, copies, rerun, work
+    from .learner import answers, copies, rerun, updates
 
     root = _root(root)
     if options.notebook is not None:
         own, notebook = options.notebook, notebooks.load(options.notebook)
-        shipped = work.shipped_for(root, own, options.chapter)
+        shipped = updates.shipped_for(root, own, options.chapter)
     elif options.chapter is not None:
         [shipped] = copies.given(root, options.chapter)
-        own = work.own_file(root, shipped)
-        notebook = work.load(own)
+        own = updates.own_file(root, shipped)
+        notebook = updates.load(own)
     else:
         raise ValueError("which chapter? `course check 4`, or `course check --notebook FILE`")
-    print(f"{own.relative_to(root) if own.is_relative_to(root) else own}, {work.saved(own)}", flush=True)
+    print(f"{own.relative_to(root) if own.is_relative_to(root) else own}, {updates.saved(own)}", flush=True)
     results = rerun.check(root, shipped, notebook)
     for result in results:
         print(f"{result.name:<5} {result.state} {result.message}")
@@ -175,12 +175,12 @@ def _reset(options, root) -> int:
 
 def _update(options, root) -> int:
     from . import notebooks
-    from .learner import work
+    from .learner import updates
 
     root, failed = _root(root), False
     for path in notebooks.chapters(root / "notebooks", options.chapters):
         try:
-            print("\n".join(work.update(root, notebooks.number(path))))
+            print("\n".join(updates.update(root, notebooks.number(path))))
         except (ValueError, OSError) as error:          # the other chapters can be updated all the same
             print(f"course: {error}", file=sys.stderr)
             failed = True

@@ -6,10 +6,14 @@ NAME.safetensors, as fp16 or int8; manifest.json beside them says how each came 
 file is used. Those that ship lie in data/checkpoints, those that a learner trains in my/weights: no training ever writes over
 weights that are there, and of all that a recipe has the best by its figure of merit are used.
 
-The map, as in course_lib. A new data set is a new file here, imported below; a new model of one a new function in its file.
+A new model is a new function in the file of its data set. A new data set: a script in data/prepare, the file and its sum in
+data/checksums.json and the data card, `FILES` and a loader in data.py, a file here with its line in the map and its import
+below, `course train NAME --out data/checkpoints` for its weights, tests in test_data and test_recipes.
+
+The map, as in course_lib:
 
     registry           the table of recipes
-    weights            their files: listed, verified, loaded, made
+    weights            their files: listed, verified, which of several `load` takes, made
     losses             what several recipes share
     fashion            Fashion-MNIST: the judge, the teacher, its students
     ring               eight spots in the plane, whose exact answers are known

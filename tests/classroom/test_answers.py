@@ -240,8 +240,9 @@ def test_predictions_are_found_by_their_call(pristine, mine):
 
 
 def test_a_verdict_is_a_line_of_its_own_and_a_failure_outweighs_it():
-    assert answers.verdict("97.1", "a bar 3/3\n97.1 ✓ solved\n") == ("✓", "solved")
-    assert answers.verdict("97.1", "97.1 ✓ solved\n97.1 ✗ no. The chapter goes on with the course's own.\n") == ("✗", "no.")
-    assert answers.verdict("97.1", "97.1 ✗ raised ValueError: 97.1 ✓ solved. The chapter goes on.\n")[0] == "✗"
-    assert answers.verdict("97.1", "97.1 … not yet tried. The chapter goes on.") == ("·", "not yet tried.")
-    assert answers.verdict("97.1", "he said 97.1 ✓ solved\n197.1 ✗ no") == ("", "")
+    assert answers.read_verdict("97.1", "a bar 3/3\n97.1 ✓ solved\n") == ("✓", "solved")
+    printed = "97.1 ✓ solved\n97.1 ✗ no. The chapter goes on with the course's own.\n"
+    assert answers.read_verdict("97.1", printed) == ("✗", "no.")
+    assert answers.read_verdict("97.1", "97.1 ✗ raised ValueError: 97.1 ✓ solved. The chapter goes on.\n")[0] == "✗"
+    assert answers.read_verdict("97.1", "97.1 … not yet tried. The chapter goes on.") == ("·", "not yet tried.")
+    assert answers.read_verdict("97.1", "he said 97.1 ✓ solved\n197.1 ✗ no") == ("", "")

@@ -15,7 +15,7 @@ from nbformat import v4
 
 from course_lib.classroom import cli, notebooks
 from course_lib.classroom.author import build
-from course_lib.classroom.learner import copies, work
+from course_lib.classroom.learner import copies, updates
 
 RIGHT = {"97.1": "def my_line(x, slope):\n    return slope.reshape(-1, *[1] * (x.ndim - 1)) * x",
          "97.2": "def my_shift(x, by):\n    return x + by"}
@@ -85,7 +85,7 @@ def test_a_copy_that_an_earlier_version_handed_out_is_known_and_carried_over(roo
     notebooks.by_role(old, "exercise")["0.1"].source = answer
     notebooks.write(own, old)
     assert copies.of_earlier_versions(tmp_path) == [own]
-    assert "updated with your answers 0.1; the old file" in work.update(tmp_path, 0)[0]
+    assert "updated with your answers 0.1; the old file" in updates.update(tmp_path, 0)[0]
     new = notebooks.read(own)
     assert notebooks.by_role(new, "exercise")["0.1"].source == answer
     assert all(imports.source != cell.source for cell in new.cells) and copies.of_earlier_versions(tmp_path) == []
@@ -94,10 +94,10 @@ def test_a_copy_that_an_earlier_version_handed_out_is_known_and_carried_over(roo
 def test_update_carries_answers_over(course, newer):
     save(course, answering(one=RIGHT["97.1"]))
     save(course, lambda notebook: notebooks.by_role(notebook, "predict")["97.1"].update(source="predict('97.1', 'a')"))
-    assert work.update(course, 97) == ["97_lines.ipynb: up to date"]
+    assert updates.update(course, 97) == ["97_lines.ipynb: up to date"]
     newer()
     old = mine(course).read_bytes()
-    assert work.update(course, 97) == ["97_lines.ipynb: updated with your answers 97.1 and your predictions 97.1; "
+    assert updates.update(course, 97) == ["97_lines.ipynb: updated with your answers 97.1 and your predictions 97.1; "
                                           "the old file, with your notes, is 97_lines-old-1.ipynb"]
     assert (course / "my" / "97_lines-old-1.ipynb").read_bytes() == old
     new = notebooks.read(mine(course))
@@ -106,7 +106,7 @@ def test_update_carries_answers_over(course, newer):
     assert "a single line" in answers["97.2"].source            # never touched, so the new stub stands
     assert notebooks.by_role(new, "predict")["97.1"].source == 'predict("97.1", "a")'
     assert "Now, which way" in new.cells[0].source
-    assert work.update(course, 97) == ["97_lines.ipynb: up to date"]
+    assert updates.update(course, 97) == ["97_lines.ipynb: up to date"]
 
 
 def test_update_carries_split_answers_their_helpers_and_files_without_ids(course, newer):
@@ -122,7 +122,7 @@ def test_update_carries_split_answers_their_helpers_and_files_without_ids(course
 
     save(course, split)
     newer()
-    updated, left = work.update(course, 97)
+    updated, left = updates.update(course, 97)
     assert "updated with your answers 97.1, 97.2; the old" in updated
     assert left == ("97_lines.ipynb: an answer to 97.1 was not carried over: it is in cell 7 (`def my_line(x, slope):`) "
                     "of 97_lines-old-1.ipynb")
@@ -140,7 +140,7 @@ def test_update_names_what_has_no_place_any_more(course):
         notebook.cells.append(v4.new_code_cell('def my_last(): ...\nmy_last = exercise("97.7", my_last)'))
 
     save(course, older)
-    updated, *left = work.update(course, 97)
+    updated, *left = updates.update(course, 97)
     assert "updated with your answers 97.1, 97.2; the old" in updated
     assert "exercise 97.7 is no longer in the chapter; your answer is in cell 14 (`def my_last(): ...`)" in left[0]
     assert "exercise 97.9 is no longer in the chapter; your answer is in cell 12 (`def my_other(): ...`)" in left[1]
@@ -151,10 +151,10 @@ def test_update_names_what_has_no_place_any_more(course):
 def test_update_finds_the_file_of_a_renamed_chapter(course, newer):
     save(course, solve)
     newer("97_straight_lines.ipynb")
-    [said] = work.update(course, 97)
+    [said] = updates.update(course, 97)
     assert "97_straight_lines.ipynb: updated from 97_lines.ipynb with your answers 97.1, 97.2" in said
     assert old_files(course) == ["97_lines-old-1.ipynb"] and not mine(course).exists()
-    assert work.update(course, 97) == ["97_straight_lines.ipynb: up to date"]
+    assert updates.update(course, 97) == ["97_straight_lines.ipynb: up to date"]
 
 
 def test_update_finds_it_also_where_the_new_chapter_was_handed_out(course, newer):
@@ -163,7 +163,7 @@ def test_update_finds_it_also_where_the_new_chapter_was_handed_out(course, newer
     copies.hand_out(course)
     if not (new := course / "my" / "97_straight_lines.ipynb").exists():
         notebooks.write(new, copies.blank(course / "notebooks" / new.name))
-    assert "updated from 97_lines.ipynb with your answers 97.1, 97.2" in work.update(course, 97)[0]
+    assert "updated from 97_lines.ipynb with your answers 97.1, 97.2" in updates.update(course, 97)[0]
     assert old_files(course) == ["97_lines-old-1.ipynb", "97_straight_lines-old-1.ipynb"]
 
 
@@ -173,11 +173,11 @@ def test_two_files_with_answers_are_not_mixed(course, newer):
     second = course / "my" / "97_more.ipynb"
     second.write_bytes(mine(course).read_bytes())
     with pytest.raises(ValueError, match="several files in my/ are of that chapter, 97_lines.ipynb, 97_more.ipynb"):
-        work.update(course, 97)
+        updates.update(course, 97)
     with pytest.raises(ValueError, match="97_straight_lines.ipynb does not exist, and there are several others"):
-        work.own_file(course, course / "notebooks" / "97_straight_lines.ipynb")
+        updates.own_file(course, course / "notebooks" / "97_straight_lines.ipynb")
     second.rename(course / "my" / "97_straight_lines.ipynb")
-    updated, beside = work.update(course, 97)
+    updated, beside = updates.update(course, 97)
     assert "updated with your answers" in updated and "97_lines.ipynb beside it holds answers of this chapter" in beside
     assert mine(course).exists()
 
@@ -186,22 +186,22 @@ def test_a_file_beside_it_that_cannot_be_read_is_named_and_stops_no_update(cours
     save(course, answering(one=RIGHT["97.1"]))
     mine(course).with_name("97_notes.ipynb").write_text("", encoding="utf-8")
     newer()
-    updated, wrong = work.update(course, 97)
+    updated, wrong = updates.update(course, 97)
     assert "updated with your answers 97.1;" in updated and "97_notes.ipynb is not a notebook" in wrong
     mine(course).unlink()
     with pytest.raises(ValueError, match="97_notes.ipynb is not a notebook"):
-        work.update(course, 97)
+        updates.update(course, 97)
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
 
 def states(course):
-    [chapter] = work.progress(course)
+    [chapter] = updates.progress(course)
     return chapter.states
 
 
 def test_progress_believes_only_what_the_learner_ran(course, capsys):
-    assert work.progress(course) == [work.Progress("97_lines", {"97.1": "·", "97.2": "·"})]
+    assert updates.progress(course) == [updates.Progress("97_lines", {"97.1": "·", "97.2": "·"})]
     save(course, lambda notebook: store_outputs(notebook, "{} ✓ solved\n"))     # the stubs are untouched
     assert states(course) == {"97.1": "·", "97.2": "·"}
     save(course, solve)
@@ -227,14 +227,14 @@ def test_when_a_file_was_saved_is_said_in_words(course):
                          ({"minutes": 1}, "saved 1 minute ago, at 14:05"), ({"minutes": 3}, "saved 3 minutes ago, at 14:05"),
                          ({"hours": 2}, "saved 2 hours ago, at 14:05"),
                          ({"days": 2}, "saved 2 days ago, on 2026-03-05 at 14:05")):
-        assert work.saved(mine(course), at + datetime.timedelta(**later)) == words
+        assert updates.saved(mine(course), at + datetime.timedelta(**later)) == words
 
 
 def test_progress_says_when_a_chapter_was_saved_only_where_somebody_worked_in_it(course):
     copies.hand_out(course)
-    assert [chapter.saved for chapter in work.progress(course)] == [""]
+    assert [chapter.saved for chapter in updates.progress(course)] == [""]
     save(course, solve)
-    assert work.progress(course)[0].saved.startswith("saved less than a minute ago")
+    assert updates.progress(course)[0].saved.startswith("saved less than a minute ago")
 
 
 # --- files that cannot be read ------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_every_form_that_jupyter_writes_is_read(course):
     mine(course).write_text("\ufeff" + json.dumps(written | {"nbformat_minor": 4}), encoding="utf-8")
     assert [cell["source"] for cell in notebooks.load(mine(course))["cells"]] == [
         cell.source for cell in notebooks.read(mine(course)).cells]
-    assert work.update(course, 97)[0].startswith("97_lines.ipynb: updated with your answers 97.1, 97.2")
+    assert updates.update(course, 97)[0].startswith("97_lines.ipynb: updated with your answers 97.1, 97.2")
 
 
 def test_an_edited_chapter_is_refused_by_update_and_named_by_progress(course, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 from course_lib.classroom import banks, notebooks
 from course_lib.classroom.author import build
-from course_lib.classroom.judge import checks
+from course_lib.classroom.judge import checks, running
 from course_lib.data import ROOT
 
 SOURCES = notebooks.chapters(ROOT / "notebooks" / "source", suffix=".py")
@@ -85,7 +85,7 @@ def test_the_courses_own_works_with_a_learners_functions(id):
     """An exercise may be handed the answer to another one: it must ask no more of it than the stub there takes."""
     task, met = banks.exercise(id), set()
     answers = {inspect.unwrap(other.reference): other.id for other in banks.exercises(int(id.split(".")[0])).values()}
-    parts = [inspect.unwrap(part) for _, case in task._drawn for part in case if inspect.isfunction(part)]
+    parts = [inspect.unwrap(part) for _, case in running.drawn(task) for part in case if inspect.isfunction(part)]
     theirs = {part: with_its_arguments(stub_of(answers[part]), part) for part in parts if part in answers}
 
     def a_learners(argument):

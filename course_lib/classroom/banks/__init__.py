@@ -1,6 +1,7 @@
 """Every chapter's exercises, with their known mistakes, and its predictions; and how they are found.
 
-Chapter 4's are `EXERCISES` and `PREDICTIONS` in chapter_04.py. What several chapters try answers on is in cases.py.
+Chapter 4's are `EXERCISES` and `PREDICTIONS` in chapter_04.py; their cells are in notebooks/source/04_*.py, from which `course
+build` makes the notebooks, and says what one has and the other lacks. What several chapters try answers on is in cases.py.
 """
 
 import importlib

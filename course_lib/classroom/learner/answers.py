@@ -105,7 +105,7 @@ def checks(notebook: dict, id: str) -> list[dict]:
             if any((name, called) == ("exercise", id) for s in statements(index, cell) for name, called, _ in s.calls)]
 
 
-def verdict(id: str, printed: str) -> tuple[str, str]:
+def read_verdict(id: str, printed: str) -> tuple[str, str]:
     """The state and the message in what the check of exercise `id` printed; ("", "") if it printed no verdict.
 
     The check prints one line. Whatever else was printed, by a process in the background perhaps, a success counts only

@@ -1,5 +1,9 @@
 """`course check`: a learner's answers, run inside the chapter as the course ships it.
 
+From the command line to the verdict: `cli._check` -> `check` -> `answers.find` (what the learner wrote) -> `run` (a kernel runs
+the chapter with it) -> in that kernel the check cell calls `exercise` in judge/checks.py, which runs the answer (running.py)
+and decides (verdicts.py) -> `_result`, by `answers.read_verdict`, from the line that the cell printed.
+
 A fresh kernel in an empty folder runs the chapter's own cells, with the answers in the exercises' places; the verdict is what
 the chapter's own check cell then prints. Nothing else of the learner's file counts: not a saved output, not a changed check.
 
@@ -47,7 +51,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """What became of one cell. error: why it failed, in a line, or "".    printed: its stdout, for a check cell.
 
     ended: is the kernel gone, or stuck, so that nothing can run after it?
@@ -76,13 +80,13 @@ def check(root: Path, shipped: Path, notebook: dict) -> list[Result]:
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
-def run(root: Path, pristine: dict, found: dict[str, Found]) -> dict[str, Outcome]:
+def run(root: Path, pristine: dict, found: dict[str, Found]) -> dict[str, CellOutcome]:
     """Run the chapter with the answers in their places: cell id -> outcome; a cell that never ran has none.
 
     The code of other cells that an answer uses runs before it, as the cell "own-4-2". An answer that ends the kernel, or
     does not end itself, is taken out and the chapter is run again, so that the other answers are judged all the same.
     """
-    ended: dict[str, Outcome] = {}
+    ended: dict[str, CellOutcome] = {}
     while True:
         outcomes = _run(root, list(_cells(pristine, {id: one for id, one in found.items() if id not in _exercises(ended)})))
         guilty = {id: outcome for id, outcome in outcomes.items() if outcome.ended}
@@ -91,7 +95,7 @@ def run(root: Path, pristine: dict, found: dict[str, Found]) -> dict[str, Outcom
         ended |= guilty
 
 
-def _exercises(cells: dict[str, Outcome]) -> list[str]:
+def _exercises(cells: dict[str, CellOutcome]) -> list[str]:
     """The exercises to which cells belong."""
     matches = (re.fullmatch(r"(?:own|exercise|check)-(\d+)-(\d+)", id) for id in cells)
     return [f"{match[1]}.{match[2]}" for match in matches if match]
@@ -110,7 +114,7 @@ def _cells(pristine: dict, found: dict[str, Found]) -> Iterator[tuple[str, str]]
         yield cell["id"], answer.source if answer else cell["source"]
 
 
-def _run(root: Path, cells: list[tuple[str, str]]) -> dict[str, Outcome]:
+def _run(root: Path, cells: list[tuple[str, str]]) -> dict[str, CellOutcome]:
     """Run cells in a fresh kernel, up to one that ends it."""
     notebook = v4.new_notebook(cells=[v4.new_code_cell(source, id=id) for id, source in cells])
     outcomes = {}
@@ -122,17 +126,18 @@ def _run(root: Path, cells: list[tuple[str, str]]) -> dict[str, Outcome]:
     return outcomes
 
 
-def _outcome(client: NotebookClient, cell, index: int) -> Outcome:
+def _outcome(client: NotebookClient, cell, index: int) -> CellOutcome:
     try:
         client.execute_cell(cell, index)
     except CellExecutionError as error:
-        return Outcome(" ".join(f"{error.ename}: {_plain(error.evalue)}".split()), notebooks.printed(cell))
+        return CellOutcome(" ".join(f"{error.ename}: {_plain(error.evalue)}".split()), notebooks.printed(cell))
     except CellTimeoutError:
-        return Outcome(f"stopped at the limit of {SECONDS_A_CELL} seconds a cell: is there a loop that never ends, "
+        return CellOutcome(f"stopped at the limit of {SECONDS_A_CELL} seconds a cell: is there a loop that never ends, "
                        "or is the machine busy with something else?", ended=True)
     except DeadKernelError:
-        return Outcome("the kernel died in it: does it call exit or os._exit, or use more memory than there is?", ended=True)
-    return Outcome(printed=notebooks.printed(cell))
+        return CellOutcome("the kernel died in it: does it call exit or os._exit, or use more memory than there is?",
+                           ended=True)
+    return CellOutcome(printed=notebooks.printed(cell))
 
 
 class _Quiet(NotebookClient):
@@ -214,7 +219,7 @@ def _sums(shipped: Path) -> dict[Path, str]:
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
-def _result(id: str, found: Found, outcomes: dict[str, Outcome]) -> Result:
+def _result(id: str, found: Found, outcomes: dict[str, CellOutcome]) -> Result:
     """What became of one exercise."""
     cells = [(role, outcomes.get(notebooks.cell_id(role, id))) for role in ("own", "exercise", "check")]
     said = {"own": "code of your own that your answer uses failed", "exercise": "its cell failed", "check": "its check failed"}
@@ -224,8 +229,8 @@ def _result(id: str, found: Found, outcomes: dict[str, Outcome]) -> Result:
     if found.source is None and not found.stub:
         return Result(id, WRONG, f"no cell of your notebook holds it: was its cell deleted, or the function renamed? "
                                  f"`course reset {chapter}` gives a fresh chapter beside it")
-    checked = dict(cells)["check"] or Outcome()
-    state, message = answers.verdict(id, checked.printed)
+    checked = dict(cells)["check"] or CellOutcome()
+    state, message = answers.read_verdict(id, checked.printed)
     if state == SOLVED and not checked.error:
         return Result(id, state, message)       # whatever else in its cell failed
     for role, outcome in cells:
@@ -244,7 +249,7 @@ def _with_notes(message: str, found: Found) -> str:
     return ". ".join([message.rstrip(". "), *notes]) + "." if notes else message
 
 
-def _other_results(pristine: dict, outcomes: dict[str, Outcome]) -> list[Result]:
+def _other_results(pristine: dict, outcomes: dict[str, CellOutcome]) -> list[Result]:
     """Cells of the chapter itself that failed: most often they met an answer that does not fit."""
     cells = {cell["id"]: cell for cell in pristine["cells"]}
     failed = [id for id, outcome in outcomes.items() if outcome.error and not _exercises({id: outcome})]

@@ -212,5 +212,5 @@ def _saved_state(notebook: dict, found: answers.Found) -> str:
     """What the last check of an exercise that printed a verdict said, as stored; untried where there is no answer."""
     if found.source is None:
         return UNTRIED
-    said = [answers.verdict(found.id, notebooks.printed(cell))[0] for cell in answers.checks(notebook, found.id)]
+    said = [answers.read_verdict(found.id, notebooks.printed(cell))[0] for cell in answers.checks(notebook, found.id)]
     return next((state for state in reversed(said) if state), UNTRIED)
