@@ -203,7 +203,7 @@ def _plan(schedule, ts, order, rate, ahead, corrected):
     if corrected and n > 1:
         last = slice(1, 1 + min(corrected, n - 1))                                      # a step's end is the next one's start
         again = gain[:n, None] * _integrals(c, c.roll(1)[:n], c.diff(prepend=c[:1])[:n], order, rate, unit)
-        before = weights.roll((1, 1), (0, 1))
+        before = weights.roll((1, 1), (0, 1))               # of a step that is corrected the last column is empty
         change = torch.zeros_like(weights)
         change[last] = (keep[:, None] * (again - before))[last]
         weights = weights + change

@@ -454,7 +454,7 @@ def solvers(device=None, samples: int | None = None, seeds: int | None = None) -
     for target in TARGETS:
         problem = Problem(target, samples)
         found = [row for part in (_ours, *peers.values()) for row in part(problem)]
-        rows += found if target == "ring" else _best(found)
+        rows += _best(found)
     rows += _networks(samples, "diffusers" in peers)
     rows = [replace(row, microseconds=own.get((row.library, row.solver))) for row in rows if math.isfinite(row.error)]
     write_table(data.ROOT / "data" / "solvers.csv", rows)
@@ -462,10 +462,10 @@ def solvers(device=None, samples: int | None = None, seeds: int | None = None) -
 
 
 def _best(rows: Iterable[SolverRow]) -> list[SolverRow]:
-    """The best grid of each solver at each number of evaluations, and what is FIXED."""
+    """The best grid of each solver at each number of evaluations, with and without fitting, and what is FIXED."""
     best = {}
     for row in rows:
-        key = row.library, row.solver, row.evaluations
+        key = row.library, row.solver, row.evaluations, row.grid == "optimised"
         best[key] = min(best.get(key, row), row, key=lambda row: row.error)
     kept = set(best.values())
     return [row for row in rows if row in kept or (row.solver, row.grid) in FIXED[row.library]]
