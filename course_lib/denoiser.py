@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from .arguments import described, need_positive, need_within, widened
 from .schedules import Schedule, as_time
@@ -46,7 +47,7 @@ def at(f: Callable, schedule: Schedule, x: Tensor, *times) -> tuple:
     Numbers cost a step less than tensors do, and are kept for the next walk down the same grid. f is a function of a module.
     """
     for t in times:
-        if isinstance(t, Tensor) and (t.ndim or t.requires_grad):
+        if isinstance(t, Tensor) and (t.ndim or differentiated(t)):
             return tuple(per_row(c, x) for c in f(schedule, *map(as_time, times)))
     return (_kept if type(schedule).__hash__ else _kept.__wrapped__)(f, schedule, *map(float, times))
 
@@ -54,6 +55,16 @@ def at(f: Callable, schedule: Schedule, x: Tensor, *times) -> tuple:
 @lru_cache(maxsize=4096)
 def _kept(f: Callable, schedule: Schedule, *times: float) -> tuple[float, ...]:
     return tuple(c.item() for c in f(schedule, *map(as_time, times)))
+
+
+def differentiated(t: Tensor) -> bool:
+    """Whether a derivative by t is under way, backwards or forwards: no number in its place would know of it."""
+    return t.requires_grad or unpack_dual(t).tangent is not None
+
+
+def plus_(x: Tensor, w, value: Tensor) -> Tensor:
+    """x + w value; in x's own memory if w is a number, as fresh memory costs more than the sum."""
+    return x.add_(value, alpha=w) if isinstance(w, float) else x + w * value
 
 
 def for_rows(D: Denoiser, rows: Tensor, x: Tensor) -> Denoiser:
@@ -98,7 +109,7 @@ def velocity(D: Denoiser, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
     _need_posterior_mean(D)
     wide = widened(x)                                                                   # g^2 of VE is beyond half
     of_x, of_x0 = at(_slopes, D.schedule, wide, t)
-    return (of_x * wide + of_x0 * D(x, t, cond)).to(x)
+    return plus_(of_x * wide, of_x0, D(x, t, cond)).to(x)
 
 
 def _slopes(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:

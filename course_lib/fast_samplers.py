@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from .arguments import mean_of, need_state, need_whole, need_within
-from .denoiser import Denoiser, levels, per_row
+from .denoiser import Denoiser, at, differentiated, levels, per_row, plus_
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
 from .schedules import angle, as_time, flow_uniform, time_of_angle
 
@@ -51,11 +51,14 @@ def ddim(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | N
 
     Keep the x0_hat and the noise that D sees in x (B, ...), and mix them afresh at the lower noise level.
     """
-    alpha_t, sigma_t = levels(D, x, t)
-    alpha_s, sigma_s = levels(D, x, s)
-    x0 = D(x, t, cond)
-    eps = (x - alpha_t * x0) / sigma_t
-    return alpha_s * x0 + sigma_s * eps
+    of_x, of_x0 = at(_mixture, D.schedule, x, t, s)
+    return plus_(of_x * x, of_x0, D(x, t, cond))
+
+
+def _mixture(schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_s x0_hat + sigma_s (x - alpha_t x0_hat)/sigma_t: how much of x, and how much of x0_hat."""
+    keep = schedule.sigma(s) / schedule.sigma(t)
+    return keep, schedule.alpha(s) - keep * schedule.alpha(t)
 
 
 def ddim_eta(eta: float) -> Step:
@@ -89,9 +92,8 @@ def midpoint(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor
     """
     m = (as_time(t) + s) / 2
     x0 = D(ddim(D, x, t, m, cond=cond), m, cond)
-    alpha_t, sigma_t = levels(D, x, t)
-    alpha_s, sigma_s = levels(D, x, s)
-    return alpha_s * x0 + sigma_s / sigma_t * (x - alpha_t * x0)
+    of_x, of_x0 = at(_mixture, D.schedule, x, t, s)
+    return plus_(of_x * x, of_x0, x0)
 
 
 # ---------------------------------------------------------------------------------------------- multistep methods
@@ -155,23 +157,18 @@ def _multistep(D, x, ts, cond, order, rate, ahead=0, corrected=0, zs=None):
     known = deque(maxlen=order)                                                         # values, the newest first
     for (t, s), (keep, weights, scale, fresh) in zip(pairwise(ts), _planned(D.schedule, ts, order, rate, ahead, corrected)):
         x0 = D(x, t, cond)
-        known.appendleft(x0 if rate else _plus(x.clone(), -scale, x0))                  # that is sigma (eps_hat - x0_hat)
+        known.appendleft(x0 if rate else plus_(x.clone(), -scale, x0))                  # that is sigma (eps_hat - x0_hat)
         x = keep * x
         for w, value in zip(weights, known):
-            x = _plus(x, w, value)
+            x = plus_(x, w, value)
         if zs is not None:
-            x = _plus(x, fresh, next(zs))
+            x = plus_(x, fresh, next(zs))
         yield need_finite(x, t, s)
-
-
-def _plus(x: Tensor, w, value: Tensor) -> Tensor:
-    """x + w value; in x's own memory if w is a number, as fresh memory costs more than the sum."""
-    return x.add_(value, alpha=w) if isinstance(w, float) else x + w * value
 
 
 def _planned(schedule, ts, *rule):
     """The plan, step by step, as numbers that are kept for the next walk down the same grid; tensors if it has a gradient."""
-    if ts.requires_grad or not type(schedule).__hash__:
+    if differentiated(ts) or not type(schedule).__hash__:
         return zip(*_plan(schedule, ts.double(), *rule))
     return _kept(schedule, tuple(ts.tolist()), *rule)
 

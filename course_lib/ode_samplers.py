@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import need_positive, need_shape, need_state, need_whole
-from .denoiser import Denoiser, at, velocity
+from .denoiser import Denoiser, at, plus_, velocity
 from .sampling import check_grid, need_finite
 from .schedules import as_time
 
@@ -37,7 +37,7 @@ def heun(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | N
     d = velocity(D, x, t, cond)
     x_euler = x + h * d
     if isinstance(sigma, float):                                                        # one time for all rows
-        return x + h / 2 * (d + velocity(D, x_euler, s, cond)) if sigma else x_euler
+        return plus_(x + h / 2 * d, h / 2, velocity(D, x_euler, s, cond)) if sigma else x_euler
     return torch.where(sigma > 0, x + h / 2 * (d + velocity(D, x_euler, s, cond)), x_euler)
 
 

@@ -24,7 +24,8 @@ Noise is drawn beforehand, in the order of `sample`, so that all sweeps and all 
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -40,17 +41,24 @@ from .schedules import Schedule
 class Sweep:
     """Where a parallel sampler stands after a sweep."""
 
-    trajectory: Tensor  # (n + 1, B, ...): the start, and the n states as they are now
+    states: tuple[Tensor, ...]  # in pieces (m, B, ...): the start, and the states as far as the window reached
+    slopes: Tensor  # (m, B), of the steps below, whose states are guessed by them
     rounds: int  # network evaluations so far that had to wait for another: the sequential depth
     evaluations: int  # network evaluations so far of one sample
     residual: float  # the largest change of a state in this sweep (rms over a sample), in units of its step's noise
     settled: int  # how many of the n states, from the top, will not change any more
 
+    @cached_property
+    def trajectory(self) -> Tensor:
+        """(n + 1, B, ...): the start, and the n states as they are now. Put together where it is asked for: n may be long."""
+        return torch.cat([*self.states, _downwards(self.states[-1][-1], self.slopes)])
+
 
 def converged(sweeps: Iterable[Sweep]) -> Sweep:
     """The last sweep, computed without gradients."""
     with torch.no_grad():
-        return deque(sweeps, maxlen=1).pop()
+        sweep = deque(sweeps, maxlen=1).pop()
+        return replace(sweep, states=(sweep.trajectory,), slopes=sweep.slopes[:0])
 
 
 def step_noise(schedule: Schedule, ts: Tensor) -> Tensor:
@@ -169,24 +177,24 @@ def picard(D: Denoiser, x: Tensor, ts: Tensor, step: Step, noise: Tensor | None 
 
 def _picard(workers, x, ts, step, z, window, tolerance, slopes, secant, unit) -> Iterator[Sweep]:
     n, settled, last, most = len(ts) - 1, 0, None, slopes.clamp(min=1)
-    path = torch.cat([x[None], _downwards(x, slopes)])
+    above, states = [x[None]], torch.cat([x[None], _downwards(x, slopes[:window])])     # what has settled; from its last on
     while settled < n:
-        lo, hi = settled, min(settled + window, n)
-        old, new = path[lo:hi], workers(step, path[lo:hi], ts[lo:hi], ts[lo + 1:hi + 1], None if z is None else z[lo:hi])
+        lo, hi = settled, settled + len(states) - 1
+        old, new = states[:-1], workers(step, states[:-1], ts[lo:hi], ts[lo + 1:hi + 1], None if z is None else z[lo:hi])
         if secant and last is not None:
             (lo_last, old_last, new_last), both = last, max(last[0] + len(last[1]) - lo, 0)       # steps in both windows
             measured = _secants(slopes[lo:lo + both], old[:both] - old_last[lo - lo_last:],
                                 new[:both] - new_last[lo - lo_last:])
             slopes[lo:lo + both] = torch.minimum(measured.clamp(min=0), most[lo:lo + both])   # no product of them runs away
         last = lo, old, new
-        change = carry(slopes[lo:hi], new - path[lo + 1:hi + 1])
-        path = path.clone()                                     # the last sweep's is its reader's
-        path[lo + 1:hi + 1] += change
-        need_finite(path[lo + 1:hi + 1], ts[lo], ts[hi])
-        path[hi + 1:hi + 1 + window] = _downwards(path[hi], slopes[hi:hi + window])      # as far as the window may now go
+        change = carry(slopes[lo:hi], new - states[1:])
+        inside = need_finite(states[1:] + change, ts[lo], ts[hi])
         sizes = _sizes(change, unit[lo:hi])
-        settled += max(1, _leading(sizes <= tolerance))
-        yield Sweep(path, workers.rounds, workers.evaluations, sizes.max().item(), settled)
+        done = max(1, _leading(sizes <= tolerance))
+        settled += done
+        yield Sweep((*above, inside), slopes[hi:].clone(), workers.rounds, workers.evaluations, sizes.max().item(), settled)
+        above.append(inside[:done])
+        states = torch.cat([inside[done - 1:], _downwards(inside[-1], slopes[hi:settled + window])])
 
 
 class Known:
@@ -308,7 +316,8 @@ def _parareal(workers, x, ts, step, coarse, edges, z, z_coarse, tolerance, unit)
         path[edges] = torch.stack(nodes)
         found = _sizes(torch.stack(changes), unit[settled:])
         settled += max(1, _leading(found <= tolerance))
-        yield Sweep(path, workers.rounds, workers.evaluations, found.max().item(), int(edges[settled]))
+        yield Sweep((path,), unit.new_ones(0, len(x)), workers.rounds, workers.evaluations, found.max().item(),
+                    int(edges[settled]))
 
 
 def _fine(workers, path, ts, step, edges, z) -> Tensor:

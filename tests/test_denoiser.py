@@ -1,5 +1,7 @@
 """Denoisers: score, noise and slope against autograd and the exact flow; five parameterisations, one target; guidance."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from course_lib.denoiser import (
     tweedie,
     velocity,
 )
+from course_lib.fast_samplers import ddim
+from course_lib.ode_samplers import euler, heun
 from course_lib.sampling import Counted
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP
 from course_lib.targets import GaussianMixture, ring
@@ -85,6 +89,15 @@ def test_velocity_is_the_slope_of_the_exact_flow(schedule, t, generator):
     time = torch.tensor(t, dtype=torch.float64)
     slope = torch.autograd.functional.jacobian(flow, time)
     torch.testing.assert_close(velocity(GAUSSIAN.denoiser(schedule), flow(time), t), slope, rtol=1e-9, atol=1e-9)
+
+
+@every_schedule
+@pytest.mark.parametrize("derivative", [torch.func.jacfwd, torch.func.jacrev], ids=["forwards", "backwards"])
+def test_velocity_and_its_steps_have_a_derivative_by_the_time(schedule, derivative, generator):
+    """A single time becomes a number, except while somebody differentiates by it."""
+    D, x, t = MIXTURE.denoiser(schedule), points(generator=generator), torch.tensor(0.4, dtype=torch.float64)
+    for f in (partial(velocity, D, x), *(partial(step, D, x, 0.5) for step in (ddim, euler, heun))):
+        torch.testing.assert_close(derivative(f)(t), (f(t + 1e-5) - f(t - 1e-5)) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
 @every_schedule

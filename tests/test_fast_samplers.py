@@ -37,7 +37,7 @@ every_order = pytest.mark.parametrize("order", [1, 2, 3])
 M, S = 0.8, 0.6
 GAUSSIAN = GaussianMixture([[M]], S)
 MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.5], [0.0, 2.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
-SAMPLERS = {"2M": dpm_solver_pp, "3M": partial(dpm_solver_pp, order=3), "SDE": dpm_solver_pp_sde}
+SAMPLERS = {"2M": dpm_solver_pp, "3M": partial(dpm_solver_pp, order=3), "SDE": dpm_solver_pp_sde, "ABM": abm}
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 
@@ -399,6 +399,21 @@ def test_a_plan_is_kept_by_the_grid_the_schedule_and_the_method(generator):
                 *_, free = sampler(D, x, ts.clone().requires_grad_(), order=order)
                 assert torch.equal(once, again)
                 torch.testing.assert_close(free.detach(), once, rtol=1e-10, atol=1e-12)
+
+
+@every_sampler
+def test_a_grid_has_a_derivative_backwards_and_forwards(name, generator):
+    """Along one direction of the grid, against a central difference; for the SDE with the noise held."""
+    D, x, ts = MIXTURE.denoiser(CosineVP()), normal(3, 2, generator=generator), uniform(5, CosineVP())
+    way, options = times(0, 1, -2, 0.5, 1, 0), {"noise": normal(5, 3, 2, generator=generator)} if name == "SDE" else {}
+
+    def end(ts):
+        *_, x_end = SAMPLERS[name](D, x, ts, **options)
+        return x_end
+
+    slope = (end(ts + 1e-5 * way) - end(ts - 1e-5 * way)) / 2e-5
+    torch.testing.assert_close(torch.func.jvp(end, (ts,), (way,))[1], slope, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(end, ts) @ way, slope, rtol=1e-5, atol=1e-8)
 
 
 # ---------------------------------------------------------------------------------------------- the SDE
