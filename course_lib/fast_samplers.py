@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from .arguments import mean_of, need_state, need_whole, need_within
-from .denoiser import Denoiser, at, differentiated, levels, per_row, plus_
+from .denoiser import Denoiser, differentiated, levels, per_row, plus_
 from .sampling import Step, check_grid, draws, last, need_finite, need_noise, noises
 from .schedules import angle, as_time, flow_uniform, time_of_angle
 
@@ -51,14 +51,11 @@ def ddim(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | N
 
     Keep the x0_hat and the noise that D sees in x (B, ...), and mix them afresh at the lower noise level.
     """
-    of_x, of_x0 = at(_mixture, D.schedule, x, t, s)
-    return plus_(of_x * x, of_x0, D(x, t, cond))
-
-
-def _mixture(schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha_s x0_hat + sigma_s (x - alpha_t x0_hat)/sigma_t: how much of x, and how much of x0_hat."""
-    keep = schedule.sigma(s) / schedule.sigma(t)
-    return keep, schedule.alpha(s) - keep * schedule.alpha(t)
+    alpha_t, sigma_t = levels(D, x, t)
+    alpha_s, sigma_s = levels(D, x, s)
+    x0 = D(x, t, cond)
+    eps = (x - alpha_t * x0) / sigma_t
+    return alpha_s * x0 + sigma_s * eps
 
 
 def ddim_eta(eta: float) -> Step:
@@ -92,8 +89,9 @@ def midpoint(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor
     """
     m = (as_time(t) + s) / 2
     x0 = D(ddim(D, x, t, m, cond=cond), m, cond)
-    of_x, of_x0 = at(_mixture, D.schedule, x, t, s)
-    return plus_(of_x * x, of_x0, x0)
+    alpha_t, sigma_t = levels(D, x, t)
+    alpha_s, sigma_s = levels(D, x, s)
+    return alpha_s * x0 + sigma_s / sigma_t * (x - alpha_t * x0)
 
 
 # ---------------------------------------------------------------------------------------------- multistep methods
