@@ -10,7 +10,7 @@ The map, as in course_lib:
     exercises          what an author writes: Exercise, Mistake, Prediction
     banks              for each chapter its exercises with their known mistakes and hints, and its predictions
       cases            what the exercises of several chapters are tried on
-      chapter_*        one a chapter
+      chapter_*        one a chapter: chapter_04.py for chapter 4
     judge              what a chapter calls
       running          an answer run on its cases: counted, timed, on copies of the inputs
       verdicts         right or wrong, and which known mistake's hint
