@@ -144,6 +144,7 @@ def test_a_target_of_solvers_ends_where_it_is_exact_and_its_error_is_a_distance(
     assert (other - end).abs().max() < 1e-3                                  # another solver, another form of the equation
     assert problem.error(end + torch.tensor([3.0, 4.0]), 148.0) == pytest.approx(5)
     assert problem.error(end * torch.nan, 148.0) == torch.inf
+    assert problem.error(problem.exact(33.0), 33.0) == torch.inf             # it began where less than half the noise is left
 
 
 def test_peers_are_found_counted_and_refused_with_reasons():
@@ -180,10 +181,10 @@ def test_the_standings_take_the_best_with_at_most_so_many_evaluations():
     assert "0.50" in str(measure.solvers.standings_table(rows))
 
 
-LIMITS = {"ring": {5: 0.4, 8: 0.4, 10: 0.4, 20: 0.45, 50: 0.4}, "spiral": dict.fromkeys((5, 8, 10, 20, 50), 0.6),
-          "mixture64": {5: 0.7, 8: 0.6, 10: 0.6, 20: 0.6, 50: 0.6},
+LIMITS = {"ring": dict.fromkeys((5, 8, 10, 20, 50), 0.4), "spiral": dict.fromkeys((5, 8, 10, 20, 50), 0.6),
+          "mixture64": dict.fromkeys((5, 8, 10, 20, 50), 0.6),
           "mixture64_flow": {5: 0.9, 8: 0.9, 10: 0.9, 20: 0.6, 50: 0.6},
-          "clothes": {5: 1, 8: 1, 10: 1, 20: 1.6}, "emoji": dict.fromkeys((5, 8, 10, 20), 1)}  # 1.6: there they lead
+          "clothes": dict.fromkeys((5, 8, 10, 20), 1), "emoji": dict.fromkeys((5, 8, 10, 20), 1)}
 
 
 def test_the_table_that_is_shipped_has_the_course_ahead(root):
@@ -192,6 +193,14 @@ def test_the_table_that_is_shipped_has_the_course_ahead(root):
     found = {key: measure.solvers.ratio(best) for key, best in measure.solvers.standings(rows).items()}
     assert set(found) == {(target, k) for target, limits in LIMITS.items() for k in limits}
     assert {key: value for key, value in found.items() if value > LIMITS[key[0]][key[1]]} == {}
+
+
+def test_the_default_is_never_far_from_our_best(root):
+    """few_steps, by a rule, against the best of all our solvers and grids, at every number of evaluations."""
+    rows = ledger.read_table(root / "data" / "solvers.csv", measure.solvers.SolverRow)
+    best, default = (measure.solvers.standings(rows, fixed=fixed) for fixed in (False, True))
+    far = {key: default[key]["course"].error / found["course"].error for key, found in best.items()}
+    assert {key: value for key, value in far.items() if value > 1.5} == {}
 
 
 def test_parallel_writes_a_table_in_which_every_method_ends_where_the_sequential_sampler_does(small_course, monkeypatch):

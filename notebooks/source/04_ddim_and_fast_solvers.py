@@ -1061,7 +1061,8 @@ reveal("4.6")
 #
 # Are our solvers any good? `course measure solvers` ran them beside those of the libraries *diffusers* and *azula*: the same
 # ring, the same 2048 starts, and the path error against the exact end of each path, for every deterministic solver, option and
-# grid that they export. **Who is nearest at equal evaluations?**
+# grid that they export. (Left out are runs that begin halfway down the noise, and so solve only a part.) **Who is nearest at
+# equal evaluations?**
 
 # %%
 import csv
@@ -1104,9 +1105,9 @@ for solver in ("ddim", "DDIM", "dpm_solver_pp, order 2", "DPM-Solver++, order 2"
 # *A cloud of blue squares and orange dots, error against evaluations, with a line through the best of each: the orange line
 # lies below the dashed blue one.*
 #
-# On grids that were learnt on this very ring, second and third order win. That is not quite fair: the field's solvers must work
-# on any model. The lines "no learning" show what remains without it, and there a close relative wins that you have not
-# written. `abm` draws its polynomial through the slope of a straight line from data to noise, in the clock
+# With ten and twenty evaluations second and third order win, on grids that were learnt on this very ring. That is not quite
+# fair: the field's solvers must work on any model. The lines "no learning" show what remains without it, and there a close
+# relative wins that you have not written. `abm` draws its polynomial through the slope of a straight line from data to noise, in the clock
 # $u=\sigma/(\alpha+\sigma)$, in which the last step to the data is like any other; the top of `course_lib/fast_samplers.py`
 # derives it and DPM-Solver++ side by side, and `few_steps` is `abm` with order and grid by a rule. Every line is the best of
 # many, chosen after the fact, for us and for them. (The times are those of the machine that measured.)
