@@ -54,12 +54,12 @@ def taught(n):
 
 
 MOST = {  # what is done n times: the waits of each, and the copies
-    "ddim, exact": (by(ddim), 1, 9), "ancestral, exact": (by(ancestral), 1, 10), "heun, exact": (by(heun), 1, 10),
-    "ddim": (by(ddim, network), 1, 11), "ddim, labels": (by(ddim, network, labels), 2, 11),
-    "ddim, guided": (by(ddim, lambda: guided(network(), 1.0), labels), 2, 6),
-    "2M": (lambda n: last(dpm_solver_pp, network(), normal(CUDA, 5, 2), log_snr_to_zero(n, CosineVP())), 1, 7),
-    "abm": (lambda n: last(abm, network(), normal(CUDA, 5, 2), uniform(n, CosineVP())), 1, 7),
-    "picard": (swept, 4, 6), "training": (learnt, 2, 1), "distillation": (taught, 2, 2),
+    "ddim, exact": (by(ddim), 1, 3), "ancestral, exact": (by(ancestral), 1, 3), "heun, exact": (by(heun), 1, 6),
+    "ddim": (by(ddim, network), 1, 0), "ddim, labels": (by(ddim, network, labels), 2, 0),
+    "ddim, guided": (by(ddim, lambda: guided(network(), 1.0), labels), 2, 0),
+    "2M": (lambda n: last(dpm_solver_pp, network(), normal(CUDA, 5, 2), log_snr_to_zero(n, CosineVP())), 1, 0),
+    "abm": (lambda n: last(abm, network(), normal(CUDA, 5, 2), uniform(n, CosineVP())), 1, 0),
+    "picard": (swept, 4, 5), "training": (learnt, 2, 1), "distillation": (taught, 1, 2),
 }
 
 
