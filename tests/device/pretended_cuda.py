@@ -10,15 +10,16 @@ either. Two modes do the rest:
     Kernels    below autograd and functorch, where every operation arrives, those of backward and of a jvp too: it refuses mixed
                devices as CUDA does, marks results, and imitates the arithmetic.
 
-`log` counts, by line of the caller, what no program says in so many words: waits for the GPU (.item(), .cpu(), x[mask]) and
-copies to it; and all kernels, and the bytes held. Not imitated: speed, NCCL, the order of sums, which attention kernel is
-chosen, running out of memory.
+`log` counts, by line of the caller, what no program says in so many words: waits for the GPU (.item(), .cpu(), x[mask]), copies
+to it, and looks at the clock (time.perf_counter) while it was still at work; and all kernels, and the bytes held. Not imitated:
+speed, NCCL, the order of sums, which attention kernel is chosen, running out of memory.
 """
 
 import os
 import runpy
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+CUDA, CPU, CLOCK = torch.device("cuda", 0), torch.device("cpu"), time.perf_counter
 # Operations whose tensors may be on two devices; that take no number from the CPU; whose indices may be there; that wait for
 # the GPU; that CUDA has for floats alone. And functions that are float32 under the autocast of CUDA, not under that of the CPU.
 ANYWHERE = {"copy_", "set_", "_to_copy", "is_same_size"}
@@ -50,7 +51,8 @@ class Log:
     """What a GPU had to do, and where it was waited for: Counters by "file:line what"."""
 
     def __init__(self):
-        self.waits, self.copies, self.kernels, self.bytes, self.peak = Counter(), Counter(), 0, 0, 0
+        self.waits, self.copies, self.early, self.kernels, self.bytes, self.peak = Counter(), Counter(), Counter(), 0, 0, 0
+        self.at_work = False                                              # kernels were started, and nobody has waited since
 
     def note(self, counter: Counter, what: str) -> None:
         """One more, for the innermost line that is neither torch's nor this file's nor of Python's own copy and contextlib."""
@@ -58,6 +60,15 @@ class Log:
         while frame.f_back and any(part in frame.f_code.co_filename for part in others):
             frame = frame.f_back
         counter[f"{frame.f_code.co_filename}:{frame.f_lineno} {what}"] += 1
+        self.at_work &= counter is not self.waits
+
+    def rest(self, *_) -> None:
+        self.at_work = False
+
+    def clock(self) -> float:
+        if self.at_work:
+            self.note(self.early, "perf_counter")
+        return CLOCK()
 
     def hold(self, size: int) -> None:
         self.bytes += size
@@ -65,7 +76,8 @@ class Log:
 
     def __str__(self) -> str:
         lines = [f"{self.kernels:,} kernels, at most {self.peak / 2**20:,.0f} MiB on the GPU"]
-        for title, counter in (("waits for it", self.waits), ("copies to it", self.copies)):
+        for title, counter in (("waits for it", self.waits), ("copies to it", self.copies),
+                               ("looks at the clock while it was at work", self.early)):
             lines += [f"{sum(counter.values()):,} {title}", *(f"{n:9,}  {at}" for at, n in counter.most_common(12))]
         return "\n".join(lines)
 
@@ -123,8 +135,9 @@ class _Move(torch.autograd.Function):
 def _moved(x: Tensor, where: bool) -> Tensor:
     if on_cuda(x) in (where, None):
         return _mark(x, where)
+    y = _Move.apply(x, where)
     state.log.note(state.log.copies if where else state.log.waits, f"{x.numel() * x.element_size()} bytes")
-    return _Move.apply(x, where)
+    return y
 
 
 def _to(x: Tensor, *args, copy: bool = False, **kwargs) -> Tensor:
@@ -225,12 +238,12 @@ class Kernels(TorchDispatchMode):
         marks = [on_cuda(x) for x in tensors]
         where = True if True in marks else None if None in marks or (not tensors and state.inside) else False
         if where:
-            state.log.kernels += 1
+            state.log.kernels, state.log.at_work = state.log.kernels + 1, True
             self.check(func, name, args, tensors)
             self.note(name, args, tensors, marks)
             if any(a.name == "generator" for a in func._schema.arguments):
                 kwargs["generator"] = kwargs.get("generator") or DEFAULT  # one that was given has been looked at above
-            if not state.alike and name in ("convolution", "convolution_backward"):
+            if not state.alike and torch.backends.cudnn.allow_tf32 and name in ("convolution", "convolution_backward"):
                 args = tree_map_only(Tensor, _tf32, args)
         old, result = {id(_storage(x)) for x in tensors if on_cuda(x) is not None}, func(*args, **kwargs)
         backward = torch._C._current_graph_task_id() >= 0                 # which moves gradients of CPU scalars by itself
@@ -282,8 +295,8 @@ class _Autocast(torch.autocast):
 def pretended_cuda(alike: bool = False):
     """In here, in other threads too, there is one CUDA device; yields its log.
 
-    alike: it computes and draws as the CPU does, so that results must be the same. Otherwise convolutions are rounded to TF32,
-    random numbers are others, and there is bfloat16.
+    alike: it computes and draws as the CPU does, so that results must be the same. Otherwise convolutions are rounded to TF32
+    where that is allowed, random numbers are others, and there is bfloat16.
     """
     run, load, group = threading.Thread.run, torch.load, torch._C._group_tensors_by_device_and_dtype
     log = Log()
@@ -304,14 +317,14 @@ def pretended_cuda(alike: bool = False):
     fakes = {
         "is_available": lambda: True, "is_initialized": lambda: True, "is_bf16_supported": lambda *_, **__: not alike,
         "device_count": lambda: 1, "current_device": lambda: 0, "get_device_name": lambda *_: "pretended GPU",
-        "set_device": lambda *_: None, "synchronize": lambda *_: None, "empty_cache": lambda: None,
+        "set_device": lambda *_: None, "synchronize": log.rest, "empty_cache": lambda: None,
         "mem_get_info": lambda *_: (2**34, 2**34), "memory_allocated": lambda *_: log.bytes,
         "max_memory_allocated": lambda *_: log.peak, "reset_peak_memory_stats": lambda *_: setattr(log, "peak", log.bytes),
         "manual_seed": DEFAULT.manual_seed, "manual_seed_all": DEFAULT.manual_seed,
         "get_rng_state": lambda *_: DEFAULT.get_state(), "set_rng_state": lambda new, *_: DEFAULT.set_state(new)}
     patches = [*((torch.cuda, *pair) for pair in fakes.items()), (threading.Thread, "run", run_in_modes),
-               (torch, "Generator", Generator), (torch, "autocast", _Autocast), (torch, "load", load_there),
-               (torch._C, "_group_tensors_by_device_and_dtype", grouped)]
+               (time, "perf_counter", log.clock), (torch, "Generator", Generator), (torch, "autocast", _Autocast),
+               (torch, "load", load_there), (torch._C, "_group_tensors_by_device_and_dtype", grouped)]
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(mock.patch.object(*patch))

@@ -8,7 +8,7 @@ from torch import nn
 
 from course_lib import measure, recipes, training
 from course_lib.consistency import FlowMap, Trainee, continuous_loss, distillation_loss, mean_flow_loss, neighbours, path_loss
-from course_lib.denoiser import FlowVelocity, Student, V
+from course_lib.denoiser import FlowVelocity, Preconditioned, Student, V
 from course_lib.networks import DiT
 from course_lib.progressive import halving_loss
 from course_lib.schedules import CosineVP, Flow
@@ -56,6 +56,25 @@ def test_bfloat16_is_not_used_where_it_is_emulated(monkeypatch):
         train(loss, nn.Linear(2, 2), [ROWS], steps=1, batch=4, device="cuda", progress=False)
         monkeypatch.undo()
     assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_cost_of_a_training_step_is_that_in_its_precision(native, dtype, monkeypatch):
+    dtypes = set()
+
+    class Linear(nn.Linear):
+        def forward(self, x, c_noise, cond=None):
+            y = super().forward(x)
+            dtypes.add(y.dtype)
+            return y
+
+    with pretended_cuda() as log:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+        model = Preconditioned(Linear(8, 8), CosineVP(), V()).to(CUDA)
+        measure.emoji.training_step_cost(model, (4, 8), steps=3)
+        monkeypatch.undo()
+    assert dtypes == {dtype}
+    assert not any("emoji.py" in at for at in log.early if log.early[at] > 1), "before the first there is no need"
 
 
 def gradient(make, build, bf16: bool) -> torch.Tensor:

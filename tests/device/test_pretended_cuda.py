@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -187,16 +188,16 @@ def test_autocast_is_that_of_cuda(log):
             assert model(x).dtype == torch.float32
 
 
-def test_convolutions_are_rounded_unless_alike():
+@pytest.mark.parametrize(("alike", "allowed", "rounded"), [(False, True, True), (False, False, False), (True, True, False)])
+def test_convolutions_are_rounded_where_that_is_allowed(alike, allowed, rounded):
     torch.manual_seed(0)
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)
     expected = layer(x).detach()
-    for alike in (False, True):
-        with pretended_cuda(alike):
-            there = copy.deepcopy(layer).to("cuda", memory_format=torch.channels_last)
-            assert there.weight.is_contiguous(memory_format=torch.channels_last)
-            error = (there(x.to("cuda")).cpu() - expected).abs().max().item()
-        assert (error < 1e-5) is alike and error < 1e-2
+    with pretended_cuda(alike), torch.backends.cudnn.flags(allow_tf32=allowed):
+        there = copy.deepcopy(layer).to("cuda", memory_format=torch.channels_last)
+        assert there.weight.is_contiguous(memory_format=torch.channels_last)
+        error = (there(x.to("cuda")).cpu() - expected).abs().max().item()
+    assert (error > 1e-5) is rounded and error < 1e-2
 
 
 def test_other_threads_see_it_too(log):
@@ -226,6 +227,19 @@ def test_waits_and_copies_are_counted_by_line(use, waits, copies, log):
     use(x, y)
     assert (sum(log.waits.values()), sum(log.copies.values())) == (waits, copies)
     assert all(at.startswith(f"{__file__}:") for at in log.waits | log.copies)
+
+
+@pytest.mark.parametrize(("wait", "early"), [
+    (lambda x: None, 1), (lambda x: x + 1, 1),
+    (lambda x: x.cpu(), 0), (lambda x: x.sum().item(), 0), (lambda x: x.tolist(), 0),
+    (lambda x: torch.cuda.synchronize(), 0), (lambda x: x.cpu().sum() + 1, 0), (lambda x: (2 * x).cpu().to("cuda").cpu(), 0)])
+def test_the_clock_tells_a_time_only_of_what_is_done(wait, early, log):
+    x = torch.ones(3, device="cuda") + 1
+    wait(x)
+    before = time.perf_counter()
+    assert 0 <= time.perf_counter() - before < 60
+    assert sum(log.early.values()) == 2 * early
+    assert all(at.startswith(f"{__file__}:") for at in log.early)
 
 
 def test_bytes_are_held_until_the_last_view_is_gone(log):
