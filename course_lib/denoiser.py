@@ -267,8 +267,7 @@ class Guided:
         inside = (self.interval[0] <= t) & (t <= self.interval[1])
         both = torch.arange(len(x), device=x.device).repeat(2)
         both_t = t if t.ndim == 0 else torch.cat([t, t])
-        D, nothing = for_rows(self.D, both, x), torch.full_like(cond, -1)
-        c, u = D(x[both], both_t, torch.cat([cond, nothing])).chunk(2)
+        c, u = for_rows(self.D, both, x)(x[both], both_t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)
         return c + weight * per_row(inside, x) * (c - u)
 
     def for_rows(self, rows: Tensor, x: Tensor) -> "Guided":

@@ -88,16 +88,21 @@ spots = ring().sample(20_000, seeded(0)).float()
 network = train(loss, Preconditioned(MLP(), CosineVP(), V()), [spots], steps=300, batch=256, lr=2e-3, device=device).model
 
 # %%
+def clock():
+    """Seconds, once a GPU has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds_of(run, repeats=3):
     """The least seconds of several runs, and what the last of them returned."""
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = clock()
         with torch.no_grad():
             result = run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()                            # it has been told what to do, and has not done it yet
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return min(times), result
 
 

@@ -23,6 +23,7 @@ import time
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from unittest import mock
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 CUDA, CPU, CLOCK = torch.device("cuda", 0), torch.device("cpu"), time.perf_counter
 # Operations whose tensors may be on two devices; that take no number from the CPU; whose indices may be there; that wait for
@@ -135,7 +136,8 @@ class _Move(torch.autograd.Function):
 def _moved(x: Tensor, where: bool) -> Tensor:
     if on_cuda(x) in (where, None):
         return _mark(x, where)
-    y = _Move.apply(x, where)
+    before, y = state.log.at_work, _Move.apply(x, where)
+    state.log.at_work = before
     state.log.note(state.log.copies if where else state.log.waits, f"{x.numel() * x.element_size()} bytes")
     return y
 
@@ -197,6 +199,26 @@ def _generator(given, where: bool):
 
 
 # ---------------------------------------------------------------------------------------------- the two modes
+@cache
+def _schema(operation) -> tuple[str, bool, bool, bool]:
+    """Its name, whether it draws random numbers, writes into its first argument, and is only another view of it."""
+    arguments = operation._schema.arguments
+    writes = bool(arguments and arguments[0].alias_info and arguments[0].alias_info.is_write)
+    draws = any(a.name == "generator" for a in arguments)
+    return operation._schema.name.removeprefix("aten::"), draws, writes, operation.is_view
+
+
+def _tensors(values) -> list[Tensor]:
+    """The tensors among what an operation takes or gives, which may stand in lists."""
+    found = []
+    for x in values:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (tuple, list)):
+            found += [y for y in x if isinstance(y, Tensor)]
+    return found
+
+
 class Functions(TorchFunctionMode):
     """Where Python calls torch."""
 
@@ -233,26 +255,29 @@ class Kernels(TorchDispatchMode):
     """Where the operations themselves arrive."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = dict(kwargs or {}), func._schema.name.removeprefix("aten::")
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        marks = [on_cuda(x) for x in tensors]
+        kwargs, (name, draws, writes, looks) = dict(kwargs or {}), _schema(func)
+        tensors = _tensors((*args, *kwargs.values()))
+        storages = [_storage(x) for x in tensors]
+        marks = [getattr(storage, "on_cuda", False) for storage in storages]
         where = True if True in marks else None if None in marks or (not tensors and state.inside) else False
         if where:
-            state.log.kernels, state.log.at_work = state.log.kernels + 1, True
-            self.check(func, name, args, tensors)
-            self.note(name, args, tensors, marks)
-            if any(a.name == "generator" for a in func._schema.arguments):
+            state.log.kernels, state.log.at_work = state.log.kernels + 1, state.log.at_work or not looks
+            self.check(name, writes, args, tensors, marks)
+            self.note(name, args, marks)
+            if draws:
                 kwargs["generator"] = kwargs.get("generator") or DEFAULT  # one that was given has been looked at above
-            if not state.alike and torch.backends.cudnn.allow_tf32 and name in ("convolution", "convolution_backward"):
+            if name in ("convolution", "convolution_backward") and not state.alike and torch.backends.cudnn.allow_tf32:
                 args = tree_map_only(Tensor, _tf32, args)
-        old, result = {id(_storage(x)) for x in tensors if on_cuda(x) is not None}, func(*args, **kwargs)
-        backward = torch._C._current_graph_task_id() >= 0                 # which moves gradients of CPU scalars by itself
-        for x in tree_leaves(result) if where is not False else ():
-            if isinstance(x, Tensor) and id(_storage(x)) not in old and not on_cuda(x):
-                _mark(x, None if backward and x.ndim == 0 else where)
+        result = func(*args, **kwargs)
+        if where is not False:
+            old = {id(storage) for storage, mark in zip(storages, marks, strict=True) if mark is not None}
+            backward = torch._C._current_graph_task_id() >= 0             # which moves gradients of CPU scalars by itself
+            for x in _tensors(result if isinstance(result, (tuple, list)) else (result,)):
+                if id(_storage(x)) not in old and not on_cuda(x):
+                    _mark(x, None if backward and x.ndim == 0 else where)
         return result
 
-    def check(self, func, name, args, tensors):
+    def check(self, name, writes, args, tensors, marks):
         """Refuse CPU tensors beside those on CUDA, but for scalars that are only read, and for indices."""
         if name in ANYWHERE:
             return
@@ -262,13 +287,13 @@ class Kernels(TorchDispatchMode):
             if not on_cuda(args[0]):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             tensors = [args[0], *args[2:3]]
-        first = func._schema.arguments[0].alias_info
-        for i, x in enumerate(tensors):
-            if on_cuda(x) is False and (x.ndim or name in NO_SCALARS or (i == 0 and first is not None and first.is_write)):
+            marks = [on_cuda(x) for x in tensors]
+        for i, (x, mark) in enumerate(zip(tensors, marks, strict=True)):
+            if mark is False and (x.ndim or name in NO_SCALARS or (i == 0 and writes)):
                 raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
                                    f"cpu! ({name}: {tuple(x.shape)} is on the CPU)")
 
-    def note(self, name, args, tensors, marks):
+    def note(self, name, args, marks):
         log = state.log
         masked = name in INDEXING and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         if masked and (len(args) < 3 or args[2].numel() != 1):            # one value everywhere is filled in

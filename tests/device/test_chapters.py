@@ -10,6 +10,8 @@ import smoke
 from course_lib.classroom import notebooks
 from course_lib.data import ROOT
 
+CHAPTERS = notebooks.chapters(ROOT / "notebooks" / "source", suffix=".py")
+
 
 @pytest.mark.parametrize(("source", "expected"), [
     ("N = 4000 if full else 1000", "N = 1000"), ("N = 4000 if FULL else 1000", "N = 1000"),
@@ -22,8 +24,13 @@ def test_numbers_are_those_of_quick_and_all_else_is_that_of_full(source, expecte
     assert ast.unparse(smoke.cut(source)) == ast.unparse(ast.parse(expected))
 
 
+def test_no_chapter_is_left_out():
+    built = {path.stem for path in (ROOT / "notebooks" / "solutions").glob("*.ipynb")}
+    assert {path.stem for path in CHAPTERS} == built and len(built) >= 12
+
+
 @pytest.mark.slowest
-@pytest.mark.parametrize("source", notebooks.chapters(ROOT / "notebooks" / "source", suffix=".py"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_runs_on_a_gpu(source, tmp_path):
     environment = notebooks.environment(ROOT, OMP_NUM_THREADS="1", COURSE_WEIGHTS=str(tmp_path / "none"))
     environment.pop("COURSE_SCALE", None)
@@ -31,3 +38,5 @@ def test_a_chapter_runs_on_a_gpu(source, tmp_path):
                           text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "✗" not in done.stdout, "an answer that is right on the CPU is found wrong"
+    early = [line for line in done.stderr.splitlines() if line.endswith(" perf_counter") and "training.py:" not in line]
+    assert not early, "seconds are told of what the GPU has not done yet"

@@ -31,9 +31,10 @@ def compared(found, expected) -> None:
 def test_on_a_gpu_it_is_the_same(case):
     torch.manual_seed(0)
     expected = case(torch.device("cpu"))
-    with pretended_cuda(alike=True):
+    with pretended_cuda(alike=True) as log:
         torch.manual_seed(0)
         compared(case(CUDA), expected)
+    assert log.kernels > 0, "nothing happened there"
 
 
 def places(value) -> set[bool]:

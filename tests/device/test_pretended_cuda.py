@@ -231,6 +231,7 @@ def test_waits_and_copies_are_counted_by_line(use, waits, copies, log):
 
 @pytest.mark.parametrize(("wait", "early"), [
     (lambda x: None, 1), (lambda x: x + 1, 1),
+    (lambda x: torch.ones(2).to(x), 1), (lambda x: torch.ones(2).to(x.cpu().to(x)), 0), (lambda x: x[x.sum().long():], 0),
     (lambda x: x.cpu(), 0), (lambda x: x.sum().item(), 0), (lambda x: x.tolist(), 0),
     (lambda x: torch.cuda.synchronize(), 0), (lambda x: x.cpu().sum() + 1, 0), (lambda x: (2 * x).cpu().to("cuda").cpu(), 0)])
 def test_the_clock_tells_a_time_only_of_what_is_done(wait, early, log):
