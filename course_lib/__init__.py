@@ -12,7 +12,7 @@ this, and holds every import against it.
 Tools, which know nothing of diffusion:
     files              check sums, atomic writes and locks
     arguments          what functions accept: one check a kind, each with the ValueError that says what came
-    training           the loop: EMA, atomic checkpoints, exact resume or why it is refused, data-parallel
+    training           the loop: EMA, atomic checkpoints, exact resume (on a CPU) or why it is refused, data-parallel
     data               Fashion-MNIST, emoji, sentences and words, each checked by its sum
     ledger             the table of what every method costs and gives
     plotting           the figures

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .arguments import mean_of, need_positive, need_whole, need_within, widened
 from .denoiser import Denoiser, Student, eps, for_rows, levels, noised, per_row, told
@@ -61,7 +62,7 @@ def neighbours(ts: Tensor) -> Pairs:
     """Pairs of adjacent times of a grid ts (n+1,), all equally often (Song et al. 2023, algorithm 2)."""
     check_grid(ts)
 
-    def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int) -> tuple[Tensor, Tensor]:
+    def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int | Tensor) -> tuple[Tensor, Tensor]:
         grid = ts.to(generator.device) if generator else ts
         i = torch.randint(len(ts) - 1, (B,), generator=generator, device=grid.device)
         return grid[i], grid[i + 1]
@@ -78,8 +79,8 @@ def closing(q: float = 2.0, every: int = 1000, mean: float = -1.1, std: float = 
     need_positive(q - 1, "q - 1")
     need_whole(every, "every")
 
-    def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int) -> tuple[Tensor, Tensor]:
-        stage = min(age // every, stages)
+    def pairs(B: int, schedule: Schedule, generator: torch.Generator, age: int | Tensor) -> tuple[Tensor, Tensor]:
+        stage = torch.as_tensor(age // every).clamp(max=stages)             # on its device: no one waits for it
         high = lognormal(B, schedule, generator, mean, std)
         low = high * (1 - (1 + 8 * (-high).sigmoid()) / q ** (1 + stage)).clamp(min=0)
         return schedule.time_of_log_snr(-2 * high.log()), schedule.time_of_log_snr(-2 * low.log())
@@ -88,7 +89,8 @@ def closing(q: float = 2.0, every: int = 1000, mean: float = -1.1, std: float = 
 
 
 # ---------------------------------------------------------------------------------------------- losses
-# Each is loss(what is trained, x0 (B, ...)[, labels (B,)], generator): without labels cond is None.
+# Each is loss(what is trained, x0 (B, ...)[, labels (B,)], generator): without labels cond is None. Those that are
+# differences of near equals need their digits: they are in float32 even where, on a GPU, a training is in bfloat16.
 def pseudo_huber(d: Tensor, c: float = 1e-3) -> Tensor:
     """sqrt(mean d^2 + c^2) - c for every row (B,): a square near 0, a modulus far off, so that no outlier rules."""
     need_positive(c, "c")
@@ -119,18 +121,17 @@ def distillation_loss(teacher: Denoiser, pairs: Pairs, step: Step = ddim, c: flo
 
 
 def _consistency_loss(pairs, earlier, c):
+    @torch.autocast("cuda", enabled=False)
     def loss(trainee: Trainee, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         trainee.grow()
         f, schedule = trainee.f, trainee.f.schedule
-        t, r = (times.to(x0.device) for times in pairs(len(x0), schedule, generator, trainee.age.item()))
+        t, r = (times.to(x0.device) for times in pairs(len(x0), schedule, generator, trainee.age))
         x, noise = noised(schedule, x0, t, generator)
-        with torch.autocast(x0.device.type, enabled=False):            # a difference of near equals needs its digits
-            with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.is_cuda else []):    # dropout, if any, alike
-                target = trainee.slow(earlier(f, x0, noise, x, t, r, cond), r, cond)
-            distance = pseudo_huber(f(x, t, cond) - target, c)
+        with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.is_cuda else []):        # dropout, if any, alike
+            target = trainee.slow(earlier(f, x0, noise, x, t, r, cond), r, cond)
         high, low = ratio(schedule, t), ratio(schedule, r)
-        return mean_of(distance * high / (high - low))
+        return mean_of(pseudo_huber(f(x, t, cond) - target, c) * high / (high - low))
 
     return loss
 
@@ -144,6 +145,7 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
     """
     check_grid(ts)
 
+    @torch.autocast("cuda", enabled=False)
     def loss(f: Student, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         B, n, grid = len(x0), len(ts) - 1, ts.to(x0)
@@ -161,7 +163,8 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
 
 def along_the_flow(f: Callable, x: Tensor, t: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """f(x, t) and its total derivative df/dt where x moves at dx/dt = slope: both tangents in one forward-mode pass."""
-    return jvp(f, (x, t), (slope, torch.ones_like(t)))
+    with sdpa_kernel(SDPBackend.MATH):                                 # the other kernels of attention have no such pass
+        return jvp(f, (x, t), (slope, torch.ones_like(t)))
 
 
 def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: float = 2.0, c: float = 0.1) -> LossFunction:
@@ -170,6 +173,7 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
     Its gradient is that of <f, df/dt> with df/dt held still and normalised, df/dt / (|df/dt| + c); the value itself means
     nothing. The path's slope comes from the teacher, or without one from each image and its noise.
     """
+    @torch.autocast("cuda", enabled=False)
     def loss(trainee: Trainee, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         f, schedule = trainee.f, trainee.f.schedule
@@ -181,8 +185,7 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
             with torch.no_grad():
                 noise = eps(teacher, x, t, cond)
         slope = per_row(schedule.drift(t), x) * x + per_row(schedule.diffusion2(t), x) / (2 * sigma) * noise
-        with torch.autocast(x0.device.type, enabled=False):
-            value, rate = along_the_flow(lambda x, t: f(x, t, cond), x, t, slope)
+        value, rate = along_the_flow(lambda x, t: f(x, t, cond), x, t, slope)
         rate = alpha * rate.detach()
         size = per_row(rate.flatten(1).square().mean(1).sqrt(), x)
         return mean_of(value / f.coefficients(x, t)[1].abs() * rate / (size + c))
@@ -226,6 +229,7 @@ def mean_flow_loss(moving: float = 0.5, power: float = 1.0, c: float = 1e-3) -> 
     """
     need_within(moving, "moving", 0, 1)
 
+    @torch.autocast("cuda", enabled=False)
     def loss(model: FlowMap, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         u = torch.rand(3, len(x0), generator=generator, device=x0.device)
@@ -233,8 +237,7 @@ def mean_flow_loss(moving: float = 0.5, power: float = 1.0, c: float = 1e-3) -> 
         r = torch.where(u[2] < moving, torch.minimum(u[0], u[1]), t)
         x, noise = noised(model.schedule, x0, t, generator)
         v = noise - x0
-        with torch.autocast(x0.device.type, enabled=False):
-            value, rate = along_the_flow(lambda x, t: model.predict(x, t, cond, r[:, None]), x, t, v)
+        value, rate = along_the_flow(lambda x, t: model.predict(x, t, cond, r[:, None]), x, t, v)
         target = v - per_row(t - r, x0) * rate
         error = (value - target.detach()).flatten(1).square().mean(1)
         return mean_of(error / (error.detach() + c) ** power)

@@ -31,14 +31,14 @@ def per_row(c: Tensor, x: Tensor, name: str = "t") -> Tensor:
     """A coefficient, one number or one per row of x, shaped and typed to multiply x (B, ...) row by row.
 
     Without this a (B,) vector would broadcast along the *last* axis of x, which goes unnoticed at B = 1. ValueError for
-    any other shape, with the name of what the coefficient depends on.
+    any other shape, with the name of what the coefficient depends on. One number stays on the CPU: no copy is waited for.
     """
-    c = torch.as_tensor(c).to(x)
+    c = torch.as_tensor(c)
     if c.ndim == 0:
-        return c
+        return c.to(x.dtype) if c.is_cpu else c.to(x)
     if c.shape != x.shape[:1]:
         raise ValueError(f"{name}: expected one number or one per row, shape () or ({len(x)},), got {tuple(c.shape)}")
-    return c.reshape(-1, *[1] * (x.ndim - 1))
+    return c.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def at(f: Callable, schedule: Schedule, x: Tensor, *times) -> tuple:
@@ -214,8 +214,8 @@ class Preconditioned(nn.Module):
     def predict(self, x: Tensor, t, cond: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
         """F(c_in x, c_noise, cond, numbers), the network's own output (B, ...)."""
         c_in = self.coefficients(x, t)[2]
-        c_noise = self.clock(t).to(x.device, x.dtype).expand(len(x))
-        return self.network(c_in * x, c_noise, cond, *([] if numbers is None else [numbers]))
+        ones = x.new_ones(len(x))
+        return self.network(c_in * x, per_row(self.clock(t), ones) * ones, cond, *([] if numbers is None else [numbers]))
 
     def clock(self, t) -> Tensor:
         """c_noise, what the network is told of the time: -log_snr/8, within [-2.5, 2.5]."""
@@ -262,13 +262,12 @@ class Guided:
         if cond is None or cond.shape[:1] != x.shape[:1] or cond.is_floating_point():
             raise ValueError(f"cond: guidance needs a condition for every row, got {described(cond)}; "
                              f"expected whole numbers for {len(x)} rows")
-        t = as_time(t).to(x.device)
+        t = as_time(t)
         weight = per_row(as_time(self.weight), x, "weight")
         inside = (self.interval[0] <= t) & (t <= self.interval[1])
         both = torch.arange(len(x), device=x.device).repeat(2)
         both_t = t if t.ndim == 0 else torch.cat([t, t])
-        D, nothing = for_rows(self.D, both, x), torch.full_like(cond, -1)
-        c, u = D(x[both], both_t, torch.cat([cond, nothing])).chunk(2)
+        c, u = for_rows(self.D, both, x)(x[both], both_t, torch.cat([cond, torch.full_like(cond, -1)])).chunk(2)
         return c + weight * per_row(inside, x) * (c - u)
 
     def for_rows(self, rows: Tensor, x: Tensor) -> "Guided":
@@ -292,7 +291,8 @@ class Told:
         self.D, self.number, self.schedule, self.is_posterior_mean = D, number, D.schedule, D.is_posterior_mean
 
     def __call__(self, x: Tensor, t, cond: Tensor | None = None) -> Tensor:
-        return self.D(x, t, cond, per_row(as_time(self.number), x, "number").flatten().expand(len(x))[:, None])
+        ones = x.new_ones(len(x), 1)
+        return self.D(x, t, cond, per_row(as_time(self.number), ones, "number") * ones)
 
     def for_rows(self, rows: Tensor, x: Tensor) -> "Told":
         return Told(self.D, _of_rows(self.number, rows, x, "number"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .arguments import need_labels, need_shape, need_state, need_whole, widened
-from .denoiser import per_row
+from .denoiser import levels
 from .schedules import Schedule, as_time
 
 
@@ -91,8 +91,7 @@ class MixtureDenoiser:
         self.mixture._check(x)
         wide = widened(x)
         m, s2, w = (p.to(wide) for p in (self.mixture.means, self.mixture.stds**2, self.mixture.weights))
-        alpha = per_row(self.schedule.alpha(t), wide)                                         # () or (B, 1)
-        sigma = per_row(self.schedule.sigma(t), wide)
+        alpha, sigma = levels(self, wide, t)                                                  # () or (B, 1)
         v = alpha**2 * s2 + sigma**2                                                          # (K,) or (B, K)
         r = _log_joint(wide, alpha, m, v, w).softmax(dim=1)                       # (B, K)
         if cond is not None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,36 @@ def same_start():
     torch.manual_seed(0)
     yield
     assert torch.get_default_dtype() == torch.float32, "this test left another default dtype behind"
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """A test that names no device trains on the CPU, where it compares, on a machine with a GPU too."""
+    from course_lib import training
+
+    monkeypatch.setattr(training, "default_device", lambda: torch.device("cpu"))
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Twenty images of noise in place of Fashion-MNIST, four in place of the emoji, and few starts on the ring."""
+    from course_lib import data, recipes
+
+    def fashion_mnist(split="train", full=False):
+        generator = torch.Generator().manual_seed(len(split))
+        return torch.rand(20, 1, 28, 28, generator=generator) * 2 - 1, torch.arange(20) % 10
+
+    def emoji(split="train"):
+        images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(len(split))) * 2 - 1
+        return data.Emoji(images, torch.arange(4), torch.arange(4))
+
+    def emoji_latents(split):
+        return torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(len(split)))
+
+    monkeypatch.setattr(recipes.emoji, "emoji_latents", emoji_latents)
+    monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
+    monkeypatch.setattr(data, "emoji", emoji)
+    monkeypatch.setattr(recipes.ring, "path_error", partial(recipes.path_error, n=10))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,7 @@
 """A measurement run small: its rows are recorded as they come, honest about their size, and repeatable."""
 
 import csv
+import math
 from functools import partial
 
 import pytest
@@ -251,6 +252,7 @@ def test_a_cost_model_is_fitted_to_straight_lines_and_never_negative():
 def test_a_cost_model_knows_its_limits():
     """A device with nothing but latency gains steps/rounds; a busy one loses by evaluations/steps; messages cost."""
     idle, busy = CostModel(1e-3, 0.0), CostModel(0.0, 1e-3)
+    assert (idle.free_rows, busy.free_rows, CostModel(1e-3, 1e-4).free_rows) == (math.inf, 0.0, pytest.approx(10))
     assert idle.speed_up(1000, 20, 5000) == pytest.approx(50)
     assert busy.speed_up(1000, 20, 5000) == pytest.approx(0.2)
     assert busy.speed_up(1000, 20, 5000, devices=64) == pytest.approx(12.8)

@@ -19,26 +19,6 @@ every_recipe = pytest.mark.parametrize("name", recipes.RECIPES)
 
 
 @pytest.fixture
-def few_images(monkeypatch):
-    """Twenty images of noise in place of Fashion-MNIST, four in place of the emoji, and few starts on the ring."""
-    def fashion_mnist(split="train", full=False):
-        generator = torch.Generator().manual_seed(len(split))
-        return torch.rand(20, 1, 28, 28, generator=generator) * 2 - 1, torch.arange(20) % 10
-
-    def emoji(split="train"):
-        images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(len(split))) * 2 - 1
-        return data.Emoji(images, torch.arange(4), torch.arange(4))
-
-    def emoji_latents(split):
-        return torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(len(split)))
-
-    monkeypatch.setattr(recipes.emoji, "emoji_latents", emoji_latents)
-    monkeypatch.setattr(data, "fashion_mnist", fashion_mnist)
-    monkeypatch.setattr(data, "emoji", emoji)
-    monkeypatch.setattr(recipes.ring, "path_error", partial(recipes.path_error, n=10))
-
-
-@pytest.fixture
 def stored(tmp_path):
     """A folder with the weights of an untrained classifier, and that classifier."""
     torch.manual_seed(5)

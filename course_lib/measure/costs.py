@@ -1,5 +1,6 @@
 """What parallel sampling will cost on a device whose times were measured."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,11 @@ class CostModel:
         latency, per_row = both.tolist() if bool((both >= 0).all()) else (
             (alone[0].item(), 0.0) if both[1] < 0 else (0.0, alone[1].item()))
         return cls(latency, per_row, **exchange)
+
+    @property
+    def free_rows(self) -> float:
+        """How many rows cost as much as the latency does: so many come nearly free with the first, all where times are flat."""
+        return self.latency / self.per_row if self.per_row else math.inf
 
     def sequential(self, steps: int, batch: int = 1) -> float:
         """Seconds of so many evaluations, one after the other."""

@@ -58,8 +58,8 @@ def latent_race(device: torch.device, samples: int, seeds: int) -> Iterable[Row]
             D, seconds = trained_for(budget, x0, captions, device)
             asked = captions[torch.randperm(len(captions), generator=torch.Generator().manual_seed(0))[:samples], 0]
             made = [judge(draw(D, decode, (len(asked), *x0.shape[1:]), asked, seed, device)) for seed in range(seeds)]
-            yield _row(f"{method}, {budget} s", "kernel_distance", statistics.mean(made), device, samples, nfe=STEPS,
-                       depth=STEPS, seeds=seeds, spread=spread(made), floor=judge.floor, train_seconds=seconds)
+            yield _row(f"{method}, {budget} s", "kernel_distance", statistics.mean(made), device, len(asked),
+                       nfe=STEPS, depth=STEPS, seeds=seeds, spread=spread(made), floor=judge.floor, train_seconds=seconds)
 
 
 def trained_for(budget: float, x0: Tensor, captions: Tensor, device, batch: int = 16) -> tuple[Preconditioned, float]:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m course_lib.recipes.images        or        python -m course_lib.recipes.images
 
-All processes get the same images; the first of them writes them and tells what they cost.
+All processes get the same images; the first of them writes them and tells what they cost. Ten images by all of a thousand steps
+at once hold some 4 GiB of tensors, shared out over the processes; `--window 250` holds about a quarter of that.
 """
 
 import argparse
@@ -29,7 +30,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                                      description="Fashion-MNIST images by parallel sampling.")
     parser.add_argument("--images", type=int, default=10, help="how many, one class after the other (default: 10)")
     parser.add_argument("--steps", type=int, default=1000, help="ancestral steps, all of the same trajectory (default: 1000)")
-    parser.add_argument("--window", type=int, help="steps in one sweep (default: all on a GPU, 32 on a CPU)")
+    parser.add_argument("--window", type=int,
+                        help="steps in one sweep (default: all on a GPU, 32 on a CPU); memory grows with it")
     parser.add_argument("--tolerance", type=float, default=0.1, help="in units of a step's noise (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for another process (default: 60)")

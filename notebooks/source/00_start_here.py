@@ -26,6 +26,7 @@
 # If a cell fails, the last cell of this chapter tells whether everything is in place.
 
 # %%
+import os
 import time
 from itertools import pairwise
 
@@ -40,11 +41,11 @@ from course_lib.metrics import sliced_wasserstein
 from course_lib.sampling import final, last, prior, sample
 from course_lib.schedules import LinearVP, uniform
 from course_lib.targets import ring
-from course_lib.training import default_device
 from course_lib.widgets import flipbook, watched
 
 plotting.style()
-device = default_device()
+full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
+device = torch.device("cuda" if full and torch.cuda.is_available() else "cpu")
 
 # %% [markdown]
 # ## The problem, in one number

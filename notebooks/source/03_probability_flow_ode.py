@@ -59,6 +59,7 @@ from course_lib.targets import GaussianMixture, ring
 plotting.style()
 full = os.environ.get("COURSE_SCALE", "full" if torch.cuda.is_available() else "quick") == "full"
 device = torch.device("cuda" if full and torch.cuda.is_available() else "cpu")
+torch.backends.cudnn.allow_tf32 = False                         # a GPU would round to three digits, and RK45 chase the rounding
 
 
 def seeded(seed, device="cpu"):

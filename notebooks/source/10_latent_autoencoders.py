@@ -824,8 +824,8 @@ reveal("10.3")
 #
 # * **Stop the gradient**, or freeze: the diffusion loss is for the diffusion model. That is Stable Diffusion's way, and ours.
 #   It has a second merit: each picture is encoded once, and all later training sees small latents only.
-# * **Normalise** between the two: the size is out of reach, and in the table the samples are about as good as the frozen
-#   encoder's. The *shape* is not: an encoder can still make its channels
+# * **Normalise** between the two: the size is out of reach, and in the table the samples are better than those of end to end
+#   alone, if not as good as the frozen encoder's. The *shape* is not: an encoder can still make its channels
 #   resemble each other, which is cheaper to predict and says less. Only the reconstruction resists.
 # * **Do the whole sum.** (10.5) with a learnt prior is the honest loss: $\mathbb E[\ln q(z|x)]-\mathbb E[\ln p_\theta(z)]$. The
 #   diffusion loss, suitably weighted, bounds the second part. The first, the encoder's negative entropy, is
