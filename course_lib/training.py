@@ -62,15 +62,17 @@ def device_name(device: torch.device) -> str:
 
 
 def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor], *, steps: int, batch: int = 128,
-          lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01, ema: float = 0.999, clip: float = 1.0,
-          seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200, identity: dict[str, str] | None = None,
-          device: torch.device | str | None = None, progress: bool = True) -> Trained:
+          seconds: float | None = None, lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01, ema: float = 0.999,
+          clip: float = 1.0, seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200,
+          identity: dict[str, str] | None = None, device: torch.device | str | None = None, progress: bool = True) -> Trained:
     """Minimise loss_function(model, *rows, generator) over `steps` batches drawn from the tensors in `data`, all (N, ...).
 
-    AdamW with linear warm-up, then a cosine down to 0. The EMA decay rises to `ema` as (1 + step)/(10 + step). With a
-    `checkpoint` path the state is saved there atomically, under a check sum, every `save_every` steps and at the end, and a run
-    that finds the file goes on from it, if it has the same settings, release of torch and `identity`: what else the result
-    depends on, as sums of data and teachers. Under torchrun the rows of each batch are shared out over the processes.
+    AdamW with linear warm-up, then a cosine down to 0, where `steps` or, if they are given, all `seconds` are over: what has
+    to be ready by a time is as good as it can be by then, though no second run repeats it. The EMA decay rises to `ema` as
+    (1 + step)/(10 + step). With a `checkpoint` path the state is saved there atomically, under a check sum, every `save_every`
+    steps and at the end, and a run that finds the file goes on from it, if it has the same settings, release of torch and
+    `identity`: what else the result depends on, as sums of data and teachers. Under torchrun the rows of each batch are shared
+    out over the processes.
     Raises ValueError for tensors of unequal length, no steps, no such device, a checkpoint that is damaged or another run's;
     FloatingPointError, before the weights change, if loss or gradient is not finite; OSError if a checkpoint cannot be
     written. The last checkpoint stays intact.
@@ -82,12 +84,15 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
     rank, world = join_process_group()
     if batch < world:
         raise ValueError(f"batch: expected at least one row for each of {world} processes, got {batch}")
+    if seconds is not None and not (world == 1 and seconds > 0):
+        raise ValueError(f"seconds: expected a positive number and one process, got {seconds} and {world}")
     device = chosen_device(device)
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    settings = {"steps": steps, "batch": batch, "lr": lr, "warmup": warmup, "weight_decay": weight_decay, "ema": ema,
-                "clip": clip, "seed": seed, "world": world, "parameters": sum(p.numel() for p in model.parameters()),
-                "torch": torch.__version__.partition("+")[0], **(identity or {})}
+    settings = {"steps": steps, "seconds": seconds, "batch": batch, "lr": lr, "warmup": warmup,
+                "weight_decay": weight_decay, "ema": ema, "clip": clip, "seed": seed, "world": world,
+                "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__.partition("+")[0],
+                **(identity or {})}
     model = model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
@@ -96,11 +101,24 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
         for p in (*model.parameters(), *average.parameters()):
             dist.broadcast(p.data, 0)
     data = [d.to(device) for d in data]
+
+    def keep(saved: int) -> int:
+        """Save the state, where there is anything new to save, and a place for it; returns the step that is safe now."""
+        if checkpoint is None or rank > 0 or len(losses) == saved:
+            return saved
+        _save(checkpoint, {"step": len(losses), "settings": settings, "losses": losses, "model": model.state_dict(),
+                           "ema": average.state_dict(), "optimizer": optimizer.state_dict(),
+                           "seconds": before + time.perf_counter() - start})
+        return len(losses)
+
     start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
     bar = tqdm(range(saved, steps), initial=saved, total=steps, disable=not progress or rank > 0, mininterval=1.0,
                leave=False, file=sys.stdout)                               # text: a saved notebook loses a bar that is a widget
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in bar:
+            over = 0.0 if seconds is None else (before + time.perf_counter() - start) / seconds
+            if over >= 1:
+                break
             rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,
             noise_rng.manual_seed(_mix(seed, rank + 1, step))               # but each rank its own noise
             torch.manual_seed(_mix(seed, rank + 1, step))                   # and its own dropout, if a network has any
@@ -115,17 +133,15 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
             losses.append(_finite(loss, norm, step, f"{checkpoint} is intact, after {saved} steps" if saved else
                                   "no step was saved"))
             for group in optimizer.param_groups:
-                group["lr"] = lr * _lr_factor(step, steps, warmup)
+                group["lr"] = lr * _lr_factor(step, steps, warmup, over)
             optimizer.step()
             optimizer.zero_grad()
             _follow(average, model, min(ema, (1 + step) / (10 + step)))
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
-            if checkpoint is not None and rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
-                saved = step + 1
-                _save(checkpoint, {"step": saved, "settings": settings, "losses": losses, "model": model.state_dict(),
-                                   "ema": average.state_dict(), "optimizer": optimizer.state_dict(),
-                                   "seconds": before + time.perf_counter() - start})
+            if (step + 1) % save_every == 0:
+                saved = keep(saved)
+    keep(saved)
     return Trained(average, losses, before + time.perf_counter() - start)
 
 
@@ -167,8 +183,8 @@ def _resume(checkpoint, settings, model, average, optimizer) -> tuple[int, list[
         its = state["settings"]
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the caller
         raise ValueError(f"checkpoint: {checkpoint} is damaged or no checkpoint; delete it to start afresh") from error
-    if its != settings:
-        changed = {k: (its.get(k), settings.get(k)) for k in (its | settings) if its.get(k) != settings.get(k)}
+    changed = {k: (its.get(k), settings.get(k)) for k in (its | settings) if its.get(k) != settings.get(k)}
+    if changed:
         raise ValueError(f"checkpoint: {checkpoint} belongs to a run with other settings (its own, this run's): {changed}; "
                          "delete it or choose another path")
     try:
@@ -185,11 +201,11 @@ def _mix(seed: int, stream: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, stream, step)).generate_state(1)[0])
 
 
-def _lr_factor(step: int, steps: int, warmup: int) -> float:
-    """Linear from 0 to 1 over the warm-up, then a half cosine down to 0."""
+def _lr_factor(step: int, steps: int, warmup: int, over: float = 0.0) -> float:
+    """Linear from 0 to 1 over the warm-up, then a half cosine down to 0; over: the share of the time that is over."""
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    progress = max((step - warmup) / max(1, steps - warmup), over)
     return (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item()) / 2
 
 

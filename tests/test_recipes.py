@@ -43,7 +43,7 @@ def stored(tmp_path):
     """A folder with the weights of an untrained classifier, and that classifier."""
     torch.manual_seed(5)
     model = Classifier().eval()
-    recipes.weights.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, 7, tmp_path)
+    recipes.weights.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, tmp_path)
     return tmp_path, model
 
 
@@ -73,7 +73,7 @@ def test_the_manifest_says_how_the_weights_came_to_be(stored):
 
 def test_a_second_entry_leaves_the_first(stored):
     folder, model = stored
-    recipes.weights.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder)
+    recipes.weights.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, folder)
     assert sorted(recipes.manifest(folder)) == ["fashion_classifier", "fashion_teacher"]
 
 
@@ -125,7 +125,7 @@ def test_verify_all_tells_sound_from_damaged(shipped, monkeypatch):
     monkeypatch.setattr(recipes.weights, "RECIPES", {"fashion_classifier": recipes.RECIPES["fashion_classifier"]})
     count = sum(p.numel() for p in model.parameters())
     assert recipes.verify_all() == [("fashion_classifier", True, f"{count:,} parameters")]
-    recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, recipes.own())
+    recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, recipes.own())
     assert [name for name, sound, _ in recipes.verify_all() if sound] == ["fashion_classifier", "my/fashion_classifier"]
     path = folder / "fashion_classifier.safetensors"
     path.write_bytes(flipped(path.read_bytes()))
@@ -169,7 +169,7 @@ def test_the_best_weights_are_used_and_none_are_lost(shipped):
         shifted = Classifier()
         shifted.load_state_dict({k: v + figure for k, v in model.state_dict().items()})
         metrics = {"test_accuracy": figure}
-        paths.append(recipes.weights.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, 5, recipes.own()))
+        paths.append(recipes.weights.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, recipes.own()))
         if figure == 0.05:
             assert recipes.best("fashion_classifier")[0].parent == folder, "what ships is better than the first"
             assert recipes.standing(paths[0]) == (
@@ -192,7 +192,7 @@ def test_of_what_more_hangs_on_the_one_that_ships_stays_in_use(shipped, monkeypa
     folder, model = shipped
     assert [name for name in recipes.RECIPES if recipes.RECIPES[name].fixed] == ["emoji_autoencoder", "sentence_autoencoder"]
     monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "fixed", True)                 # as it is, but for this fixture
-    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, recipes.own())
     assert recipes.best("fashion_classifier")[0] == folder / path.name
     assert recipes.best("fashion_classifier", path.parent)[0] == path
     assert f"go on with {folder / path.name}, test_accuracy 0.1: more hangs on those" in recipes.standing(path)
@@ -201,7 +201,7 @@ def test_of_what_more_hangs_on_the_one_that_ships_stays_in_use(shipped, monkeypa
 
 def test_weights_in_a_relative_folder_are_known_as_those_in_use(shipped, monkeypatch):
     _, model = shipped
-    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, recipes.own())
     monkeypatch.chdir(recipes.own().parent)
     assert "use it from now on" in recipes.standing(Path("weights", path.name))
 
@@ -210,7 +210,7 @@ def test_weights_that_no_manifest_lists_are_not_written_over(stored):
     folder, model = stored
     (folder / "manifest.json").unlink()
     kept = (folder / "fashion_classifier.safetensors").read_bytes()
-    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, folder)
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, folder)
     assert path.name == "fashion_classifier-2.safetensors" and (folder / "fashion_classifier.safetensors").read_bytes() == kept
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib import files
+from course_lib import files, training
 from course_lib.training import train
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
@@ -454,3 +455,26 @@ def test_two_processes_train_what_one_trains(root, tmp_path):
     assert logs[0]["losses"] == pytest.approx(alone.losses, rel=1e-5), "nine rows over two ranks: five weigh more than four"
     assert set(logs[0]["sizes"]) == {5} and set(logs[1]["sizes"]) == {4}
     assert all(a != b for a, b in zip(logs[0]["noise"], logs[1]["noise"], strict=True)), "each rank needs its own noise"
+
+
+# ---------------------------------------------------------------------------------------------- in so many seconds
+def test_a_training_that_has_seconds_ends_in_time_with_its_learning_rate_at_the_end(monkeypatch):
+    """A clock that is half a second later whenever it is read, which is once a step: 20 of a million steps are taken."""
+    clock, rates, step_of = itertools.count(), [], torch.optim.AdamW.step
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock) / 2)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step_of(self)))
+    trained = fit(steps=10**6, seconds=10.0, warmup=1, lr=1.0)
+    assert len(trained.losses) == len(rates) == 19
+    assert rates[1:] == pytest.approx([(1 + math.cos(math.pi * k / 20)) / 2 for k in range(2, 20)])
+
+
+def test_a_training_that_ended_in_time_is_whole_and_goes_no_further(tmp_path):
+    settings = {"steps": 10**6, "seconds": 0.3, "checkpoint": tmp_path / "state.pt"}
+    first, again = fit(**settings), fit(**settings)
+    assert again.losses == first.losses and 0 < len(first.losses) < 10**6 and same(first.model, again.model)
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
+def test_no_time_is_refused(seconds):
+    with pytest.raises(ValueError, match="seconds: expected a positive number and one process"):
+        fit(seconds=seconds)
