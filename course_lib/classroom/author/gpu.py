@@ -84,12 +84,15 @@ def _checks(root: Path, device: str, left: Callable[[], float]) -> Iterator[Comm
 
 
 def _trainings(root: Path, device: str, left: Callable[[], float]) -> Iterator[Command]:
-    shares = dict(TRAININGS)
-    for name, share in TRAININGS.items():
-        seconds = left() * share / sum(shares.values())
-        del shares[name]
-        training = _course("train", name, "--further", "--device", device, "--minutes", f"{0.8 * seconds / 60:.3f}")
-        yield Command(f"train {name}", training, seconds)                       # a fifth is for its start, measuring, writing
+    """Each has its share of what is left, at least half a minute: where that is too little for all, the last are left out."""
+    names = list(TRAININGS)
+    while len(names) > 1 and 30 * sum(TRAININGS[name] for name in names) > left() * min(TRAININGS[name] for name in names):
+        names.pop()
+    for i, name in enumerate(names):
+        seconds = left() * TRAININGS[name] / sum(TRAININGS[name] for name in names[i:])
+        minutes = max(seconds - 15, seconds / 2) / 60                           # the rest: to start, to measure, to write
+        yield Command(f"train {name}", _course("train", name, "--further", "--device", device, "--minutes", f"{minutes:.3f}"),
+                      seconds)
 
 
 def _rows(root: Path, device: str, left: Callable[[], float]) -> Iterator[Command]:
