@@ -61,9 +61,16 @@ def device_name(device: torch.device) -> str:
     return f"{cores} CPU core{'s' * (cores > 1)} ({platform.machine()})"
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Does it multiply in bfloat16 by itself? Where that is emulated, as on a T4 or an older processor, it only costs time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
 def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor], *, steps: int, batch: int = 128,
           seconds: float | None = None, lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01, ema: float = 0.999,
-          clip: float = 1.0, seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200,
+          clip: float = 1.0, bf16: bool = False, seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200,
           identity: dict[str, str] | None = None, device: torch.device | str | None = None, progress: bool = True) -> Trained:
     """Minimise loss_function(model, *rows, generator) over `steps` batches drawn from the tensors in `data`, all (N, ...).
 
@@ -72,7 +79,8 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
     (1 + step)/(10 + step). With a `checkpoint` path the state is saved there atomically, under a check sum, every `save_every`
     steps and at the end, and a run that finds the file goes on from it, if it has the same settings, release of torch and
     `identity`: what else the result depends on, as sums of data and teachers. Under torchrun the rows of each batch are shared
-    out over the processes.
+    out over the processes. bf16: may the loss be computed in that precision where the device has it, for networks that are
+    large enough to be faster so? Weights, gradients and averages stay in single precision.
     Raises ValueError for tensors of unequal length, no steps, no such device, a checkpoint that is damaged or another run's;
     FloatingPointError, before the weights change, if loss or gradient is not finite; OSError if a checkpoint cannot be
     written. The last checkpoint stays intact.
@@ -88,7 +96,7 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
         raise ValueError(f"seconds: expected a positive number and one process, got {seconds} and {world}")
     device = chosen_device(device)
     if device.type == "cuda" and world > 1:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", torch.cuda.current_device())
     settings = {"steps": steps, "seconds": seconds, "batch": batch, "lr": lr, "warmup": warmup,
                 "weight_decay": weight_decay, "ema": ema, "clip": clip, "seed": seed, "world": world,
                 "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__.partition("+")[0],
@@ -123,8 +131,7 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
             noise_rng.manual_seed(_mix(seed, rank + 1, step))               # but each rank its own noise
             torch.manual_seed(_mix(seed, rank + 1, step))                   # and its own dropout, if a network has any
             rows = torch.randint(len(data[0]), (batch,), generator=rows_rng).tensor_split(world)[rank].to(device)
-            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bf16(device)):
                 loss = loss_function(model, *(d[rows] for d in data), noise_rng)
             loss = loss * (len(rows) * world / batch)                       # the mean over ranks is the mean over rows
             loss.backward()
@@ -148,9 +155,11 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
 def join_process_group() -> tuple[int, int]:
     """(rank, number of processes): joins the group that torchrun announces; (0, 1) in an ordinary process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        here = torch.cuda.device_count()                                    # NCCL refuses two processes on one of them
+        if here:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % here)
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) <= here
+        dist.init_process_group("cpu:gloo,cuda:nccl" if alone else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 

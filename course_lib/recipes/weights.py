@@ -173,8 +173,8 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
             model.load_state_dict(model.state_dict() | load(function.start).state_dict())
         read = sums((*function.reads, *filter(None, [function.start])))
         identity = {"recipe": name, "further": before.get("sha256", ""), **read}
-        trained, metrics = function(model, steps=steps, seconds=seconds, device=device, checkpoint=state,
-                                    seed=before.get("steps", 0), identity=identity)
+        trained, metrics = function(model, steps=steps, seconds=seconds, bf16=function.bf16, device=device,
+                                    checkpoint=state, seed=before.get("steps", 0), identity=identity)
         if rank > 0:
             return None
         path = store(name, trained, metrics, folder, before)
