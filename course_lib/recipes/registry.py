@@ -14,7 +14,8 @@ def recipe(build: Callable[[], nn.Module], steps: int, reads: tuple[str, ...] = 
     reads: the files of data/ and the other recipes that its weights depend on. int8: for large or many models, whose files then
     are half as long (see `packed`). merit: the metric that says which weights are better; sign: 1 if more of it is, -1 if less.
     fixed: does more hang on just these weights, as latent models on their autoencoder and all figures on their judge? Then what
-    ships stays in use. bf16: is its network large enough to be trained faster in that precision?
+    ships stays in use. bf16: does that precision make its training faster, as of large networks, and do its loss no harm, as
+    to differences of near equals?
     """
     def register(function: Callable) -> Callable:
         function.build, function.steps, function.start, function.int8 = build, steps, start, int8

@@ -149,11 +149,11 @@ def sums(names: Sequence[str]) -> dict[str, str]:
 
 
 def train(name: str, device: torch.device | str | None = None, steps: int | None = None, out: str | Path | None = None,
-          further: bool = False, seconds: float | None = None) -> Path | None:
+          further: bool = False, seconds: float = math.inf, larger: int = 1) -> Path | None:
     """Carry out a recipe: train, measure, write weights and their entry into `out` (`own()`); returns the new file's path.
 
-    Resumes from NAME.state.pt in the same folder after a kill. The steps that were taken are recorded: the recipe's own, others
-    that are asked for, or as many as `seconds` allow.
+    Resumes from NAME.state.pt in the same folder after a kill. steps: instead of the recipe's own, or fewer, if all `seconds`
+    are over before. larger: so many times its batch, where that costs little more, as on a GPU; each step then counts as many.
     further: begin with the best weights there are, of `out` if it is given, and let the learning rate rise and fall once more;
     steps and seconds add up. Under torchrun all processes but the first return None.
     Raises ValueError for an unknown name or device, no steps, or a state of another run; BlockingIOError if another process
@@ -173,16 +173,17 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
             model.load_state_dict(model.state_dict() | load(function.start).state_dict())
         read = sums((*function.reads, *filter(None, [function.start])))
         identity = {"recipe": name, "further": before.get("sha256", ""), **read}
-        trained, metrics = function(model, steps=steps, seconds=seconds, bf16=function.bf16, device=device,
+        trained, metrics = function(model, steps=steps, seconds=seconds, larger=larger, bf16=function.bf16, device=device,
                                     checkpoint=state, seed=before.get("steps", 0), identity=identity)
         if rank > 0:
             return None
-        path = store(name, trained, metrics, folder, before)
+        path = store(name, trained, metrics, folder, before, larger)
         state.unlink()
     return path
 
 
-def store(name: str, trained: Trained, metrics: dict[str, float], folder: Path, before: dict | None = None) -> Path:
+def store(name: str, trained: Trained, metrics: dict[str, float], folder: Path, before: dict | None = None,
+          larger: int = 1) -> Path:
     """Write weights as a new file, then the manifest that vouches for them, both atomically: what was there before stays, whole
     and listed, whenever this is killed. before: the entry of what the training began with."""
     before = before or {"steps": 0, "train_seconds": 0}
@@ -193,7 +194,7 @@ def store(name: str, trained: Trained, metrics: dict[str, float], folder: Path, 
         files.atomic_write(path, lambda file: file.write(save(weights)))
         entry = {
             "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0,
-            "steps": before["steps"] + len(trained.losses), "full_steps": RECIPES[name].steps,
+            "steps": before["steps"] + larger * len(trained.losses), "full_steps": RECIPES[name].steps,
             "parameters": sum(p.numel() for p in trained.model.parameters()),
             "device": device_name(next(trained.model.parameters()).device), "torch": torch.__version__,
             "train_seconds": before["train_seconds"] + round(trained.seconds),
