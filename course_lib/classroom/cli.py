@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("name", nargs="?")
     train.add_argument("--device")
     train.add_argument("--steps", type=_count)
-    train.add_argument("--minutes", type=_positive, help="end in this time: the learning rate falls to 0 by then")
+    train.add_argument("--minutes", type=_positive, help="end in this time, after the learning rate has fallen to 0")
+    train.add_argument("--larger", type=_count, metavar="TIMES", help="of the recipe's batch; on a GPU 8 cost little more")
     train.add_argument("--out", type=Path, help="the folder of the new weights (default: my/weights)")
     train.add_argument("--further", action="store_true", default=None, help="begin with the best weights that are there")
     measure = command(_measure, "measure rows of the ledger; without a name, list what can be measured")
@@ -215,7 +216,7 @@ def _train(options, root) -> int:
     recipes = importlib.import_module("course_lib.recipes")
     if options.name is None:
         return _listed(recipes.RECIPES)
-    given = _given(options, "device", "steps", "out", "further")
+    given = _given(options, "device", "steps", "out", "further", "larger")
     if options.minutes:
         given["seconds"] = 60 * options.minutes
     path = recipes.train(options.name, **given)

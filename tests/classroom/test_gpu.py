@@ -1,12 +1,14 @@
 """course gpu: every stage ends in time, what it leaves is sound, and a checkout takes in what is better and nothing damaged."""
 
-import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import venv
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,8 +42,8 @@ def weights_of(accuracy, folder):
 def stages(monkeypatch, **commands):
     """In place of the four stages, these: name -> lines of Python, each a command."""
     def stage(codes):
-        return lambda root, device, left: (gpu.Command(f"command {i}", (sys.executable, "-c", code), left())
-                                           for i, code in enumerate(codes))
+        return lambda root, device, left: [(gpu.Command(f"command {i}", (sys.executable, "-c", code), left())
+                                            for i, code in enumerate(codes))]
     monkeypatch.setattr(gpu, "SHARES", dict.fromkeys(commands, 1 / len(commands)))
     monkeypatch.setattr(gpu, "STAGES", {name: stage(codes) for name, codes in commands.items()})
     monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
@@ -78,7 +80,7 @@ def test_weights_and_changed_tables_are_packed_and_brought_home(home, tmp_path, 
     measure = (f"from course_lib import ledger; from course_lib.ledger import Row; "
                f"ledger.record({str(away / 'data' / 'ledger.csv')!r}, [{ROW!r}])")
     stages(monkeypatch, only=[train, measure])
-    monkeypatch.setenv("PYTHONPATH", str(data.Path(__file__).resolve().parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     assert gpu.borrow(away, tmp_path / "out", 1, "cpu"), capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "out" / "all.zip") as archive:
         assert sorted(archive.namelist()) == ["tables/ledger.csv", "weights/fashion_classifier.safetensors",
@@ -129,26 +131,146 @@ def test_chapters_that_never_passed_as_they_are_come_first(home):
     ledger.write_table(home / "data" / "chapters.csv", [
         gpu.ChapterRun("01_one", version, "a GPU", 1.0, "passed"), gpu.ChapterRun("02_two", "of old", "a GPU", 1.0, "passed"),
         gpu.ChapterRun("03_three", version, "a GPU", 1.0, "stopped")])
-    assert [command.name for command in gpu.STAGES["chapters"](home, "cpu", lambda: 1.0)] == ["02_two", "03_three", "01_one"]
+    names = [next(lane).name for lane in gpu.STAGES["chapters"](home, "cpu", lambda: 1.0)]
+    assert names == ["02_two", "03_three", "01_one"]
+
+
+# ---------------------------------------------------------------------------------------------- a bare machine
+BARE = """torch torchgen functorch numpy filelock typing_extensions.py sympy mpmath networkx jinja2 markupsafe fsspec setuptools
+    matplotlib mpl_toolkits contourpy cycler fontTools kiwisolver packaging pyparsing dateutil six.py PIL safetensors tqdm
+    pytest _pytest pluggy iniconfig pygments""".split()
+NO_NETWORK = """import socket
+def refuse(*_, **__):
+    raise OSError("there is no network")
+socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """A Python that has torch and what comes with it, but neither Jupyter nor a network, as on a borrowed machine."""
+    place = tmp_path_factory.mktemp("bare")
+    venv.create(place, symlinks=True)
+    packages, ours = next(place.rglob("site-packages")), Path(torch.__file__).parents[1]
+    for name in [*BARE, *(path.name for path in ours.glob("*.libs"))]:
+        if (ours / name).exists():
+            (packages / name).symlink_to(ours / name)
+    (packages / "sitecustomize.py").write_text(NO_NETWORK)
+    return place / "bin" / "python"
+
+
+def run_bare(bare, root, code, *arguments, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", **environment}
+    done = subprocess.run([bare, "-c", code, *arguments], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_neither_jupyter_nor_pytest_is_imported_by_what_runs_on_a_borrowed_machine(bare, root):
+    said = run_bare(bare, root, """
+import importlib.util, sys
+from course_lib import measure, recipes
+from course_lib.classroom import cli, exercise, predict, reveal
+from course_lib.classroom.author import gpu
+absent = "IPython ipywidgets jupyterlab nbformat nbclient nbconvert nbgrader jupytext scipy diffusers".split()
+print([name for name in absent if importlib.util.find_spec(name)], "pytest" in sys.modules)
+""")
+    assert said.split() == ["[]", "False"]
+
+
+def test_a_chapter_runs_where_there_is_no_jupyter(bare, root, tmp_path):
+    code = f"import sys; from {gpu.__name__} import chapter; chapter(*sys.argv[1:])"
+    said = run_bare(bare, root, code, str(root / "notebooks" / "source" / "00_start_here.py"), COURSE_SCALE="quick")
+    assert "✓" in said
+
+
+@pytest.mark.parametrize(("said", "status"), [("✓ solved", 0), ("✗ you used sigma(t)", 1)])
+def test_a_chapter_fails_if_an_answer_of_its_own_is_found_wrong(root, tmp_path, said, status):
+    source = tmp_path / "01_one.py"
+    source.write_text(f"print({said!r})")
+    done = subprocess.run(gpu._here("chapter", str(source)), cwd=root, capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout and ("found wrong" in done.stderr) == bool(status)
+
+
+CASES = """
+import torch
+CASES = {"well": lambda d: torch.ones(3, device=d), "raises": lambda d: 1 / 0, "sometimes longer": lambda d: torch.ones(next(n)),
+         "elsewhere": lambda d: torch.ones(3, device="meta")}
+n = iter((2, 3))
+"""
+
+
+def test_cases_of_a_device_are_all_tried_and_those_that_fail_are_named(root, tmp_path):
+    (tmp_path / "device_cases.py").write_text(CASES)
+    done = subprocess.run(gpu._here("cases", str(tmp_path / "device_cases.py"), "cpu"), cwd=root, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and lines[-1] == "3 of 4 cases failed"
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["raises", "sometimes longer", "elsewhere"]
+
+
+def test_what_needs_a_gpu_most_is_trained_in_lanes_of_what_hangs_together():
+    names = [name for lane in gpu.TRAININGS for name in lane]
+    assert len(names) == len(set(names)) and set(names) <= recipes.RECIPES.keys()
+    for lane in gpu.TRAININGS:
+        for i, name in enumerate(lane):
+            needs = {recipes.RECIPES[name].start, *recipes.RECIPES[name].reads} & set(names)
+            assert needs <= set(list(lane)[:i]), f"{name} begins before {needs} are there"
+
+
+def test_commands_share_the_seconds_that_are_left():
+    seconds = iter((60.0, 20.0, 5.0))
+    assert list(gpu._shared({"a": 1, "b": 1, "c": 2}, lambda: next(seconds))) == [("a", 15.0), ("b", 20 / 3), ("c", 5.0)]
+    lanes = gpu.STAGES["trainings"](None, "cuda", lambda: 300.0)
+    commands = [next(lane) for lane in lanes]
+    assert [command.seconds for command in commands] == [100.0, 300.0, 150.0, 300.0]
+    assert all("--larger" in command.arguments for command in commands)
+    assert "--larger" not in next(gpu.STAGES["trainings"](None, "cpu", lambda: 300.0)[0]).arguments
+
+
+def test_lanes_run_side_by_side_on_a_gpu_only(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
+    code = "import time; time.sleep(1.5)"
+
+    def seconds(device):
+        session = gpu.Session(home, tmp_path / device, torch.device(device))
+        begin = time.monotonic()
+        session.carry_out([iter([gpu.Command(f"command {i}", (sys.executable, "-c", code), 60.0)]) for i in range(3)])
+        assert (session.done, session.failed) == (3, 0)
+        return time.monotonic() - begin
+
+    assert seconds("cuda") < 3 < 4.5 < seconds("cpu")
+
+
+def test_a_state_of_a_training_that_was_stopped_is_brought_too(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_WEIGHTS", str(home / "my" / "weights"))
+    (tmp_path / "out" / "tables").mkdir(parents=True)
+    gpu.files.write_sealed(tmp_path / "out" / "weights" / "ring_teacher.state.pt", b"half of it")
+    assert "ring_teacher: was stopped" in gpu.bring(home, tmp_path / "out")[0]
+    assert gpu.files.read_sealed(home / "my" / "weights" / "ring_teacher.state.pt") == b"half of it"
+    assert "is there already" in gpu.bring(home, tmp_path / "out")[0]
 
 
 @pytest.mark.slowest
-def test_a_minute_on_the_cpu_leaves_a_sound_folder_and_so_does_a_kill_in_the_middle(root, tmp_path):
+@pytest.mark.parametrize("kill", [None, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_a_minute_on_the_cpu_leaves_a_sound_folder_and_so_does_a_kill_in_the_middle(bare, root, tmp_path, monkeypatch, kill):
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{root}", tmp_path / "course"], check=True)
-    for out, seconds in (("killed", 25), ("whole", None)):
-        process = subprocess.Popen([sys.executable, "-m", "course_lib.classroom", "gpu", "--minutes", "1", "--device", "cpu",
-                                    "--out", tmp_path / out], cwd=tmp_path / "course", env=None)
-        begin = time.monotonic()
-        try:
-            process.wait(seconds or 90)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert time.monotonic() - begin < 80, "a minute, and what ends and packs"
-        manifest = tmp_path / out / "weights" / "manifest.json"
-        for entry in json.loads(manifest.read_text()).values() if manifest.exists() else ():
-            recipes.weights.files.verify(manifest.parent / entry["file"], entry["sha256"], "")
-        for table in (tmp_path / out / "tables").glob("ledger.csv"):
-            ledger.read(table)
-    assert "commands failed" in (tmp_path / "whole" / "log.txt").read_text()
-    assert (tmp_path / "whole" / "all.zip").stat().st_size <= gpu.LARGEST
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([bare, "-m", "course_lib.classroom", "gpu", "--minutes", "1", "--device", "cpu",
+                                "--out", tmp_path / "out"], cwd=tmp_path / "course", env=environment)
+    begin = time.monotonic()
+    try:
+        process.wait(25 if kill else 90)
+    except subprocess.TimeoutExpired:
+        process.send_signal(kill or signal.SIGKILL)
+        process.wait()
+    assert time.monotonic() - begin < 80, "a minute, and what starts and ends and packs"
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "checks, until minute 0.1" in log and "cpu" not in log.partition("checks")[2].partition("trainings")[0]
+    if kill is None:
+        assert "commands failed" in log and "no time was left" in log and "chapters, until minute" in log
+    if kill is not signal.SIGKILL:
+        assert (tmp_path / "out" / "all.zip").stat().st_size <= gpu.LARGEST
+    monkeypatch.setenv("COURSE_WEIGHTS", str(tmp_path / "own"))
+    monkeypatch.setattr(data, "ROOT", tmp_path / "course")
+    print(log, *gpu.bring(tmp_path / "course", tmp_path / "out"), sep="\n")
+    assert recipes.verify_all() and all(sound for _, sound, _ in recipes.verify_all())
