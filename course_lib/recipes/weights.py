@@ -204,17 +204,23 @@ def store(name: str, trained: Trained, metrics: dict[str, float], folder: Path, 
     return path
 
 
-def ship(path: Path, entry: dict) -> Path | None:
-    """Let verified weights and their entry take the place of those that ship of that recipe; returns their path there.
+def improves(entry: dict) -> bool:
+    """Are these weights better than all that ship of their recipe, by its figure of merit, and may they take their place? Not
+    where more hangs on just those that ship."""
+    function = known(entry["recipe"])
+    old = [_merit(function, its) for its in entries(checkpoints()).values() if its["recipe"] == entry["recipe"]]
+    return not old or (not function.fixed and _merit(function, entry) > max(old))
 
-    None, and nothing is done, if they are not better by the figure of merit, or if more hangs on just those that ship.
-    """
-    function, folder = known(entry["recipe"]), checkpoints()
+
+def ship(path: Path, entry: dict) -> Path | None:
+    """Let verified weights and their entry take the place of those that ship of that recipe; returns their path there, or
+    None if they are no improvement."""
+    folder = checkpoints()
     with files.locked(folder / "manifest.json", wait=True):
+        if not improves(entry):
+            return None
         others = entries(folder)
         old = {stem: its for stem, its in others.items() if its["recipe"] == entry["recipe"]}
-        if old and (function.fixed or max(_merit(function, its) for its in old.values()) >= _merit(function, entry)):
-            return None
         new = _free(entry["recipe"], others, folder)
         files.atomic_write(new, lambda file: file.write(path.read_bytes()))
         _list({stem: its for stem, its in others.items() if stem not in old} | {new.stem: entry | {"file": new.name}}, folder)

@@ -17,6 +17,7 @@ import ctypes
 import importlib
 import importlib.util
 import io
+import json
 import os
 import re
 import runpy
@@ -26,10 +27,11 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import MagicMock
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ SHARES = {"checks": 0.1, "trainings": 0.5, "rows": 0.2, "chapters": 0.2}
 TRAININGS = ({"fashion_teacher": 4, "fashion_guided_student": 2, "fashion_progressive_8": 1, "fashion_progressive_4": 1,
               "fashion_progressive_2": 1, "fashion_progressive_1": 1, "fashion_consistency": 2},
              {"emoji_latent_teacher": 1},
-             {"emoji_upscaler": 1, "emoji_small_teacher": 1},
+             {"emoji_upscaler": 1},
              {"sentence_latent_teacher": 1})
 LARGER = 8                              # times the batch of a recipe
 ROWS = {"steps": 1, "distillation": 3, "few_steps": 3, "parallel": 3, "guidance": 2, "same_images": 1, "baseline": 1}
@@ -113,13 +115,12 @@ def _checks(root: Path, device: str, left: Callable[[], float]) -> list[Lane]:
 
 
 def _trainings(root: Path, device: str, left: Callable[[], float]) -> list[Lane]:
-    """In a lane each has its share of what is left, at least half a minute: where that is too little for all, the last are left
-    out."""
+    """In a lane each has its share of the time, at least 20 s: where that is too little for all, the last are left out."""
     larger = ("--larger", str(LARGER)) if device.startswith("cuda") else ()
 
     def lane(shares: dict[str, float]) -> Lane:
         names = list(shares)
-        while len(names) > 1 and 30 * sum(shares[name] for name in names) > left() * min(shares[name] for name in names):
+        while len(names) > 1 and 20 * sum(shares[name] for name in names) > left() * min(shares[name] for name in names):
             names.pop()
         for name, seconds in _shared({name: shares[name] for name in names}, left):
             minutes = max(seconds - 15, seconds / 2) / 60                       # the rest: to start, to measure, to write
@@ -176,14 +177,24 @@ def _chapter_runs(path: Path) -> list[ChapterRun]:
 
 # --- what they run besides the course's own commands -----------------------------------------------------------------
 
-def chapter(path: str) -> None:
-    """A chapter as a plain script; where there is no Jupyter, what it would show there is not shown.
+class Unseen:
+    """In place of a widget or a picture where there is no Jupyter: keeps what it is told, and is not shown."""
 
-    Exits with 1 if one of the course's own answers is found wrong.
-    """
-    for name in ("ipywidgets", "IPython"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = sys.modules[f"{name}.display"] = MagicMock(get_ipython=lambda: None)
+    def __init__(self, *_, **told):
+        vars(self).update({"layout": SimpleNamespace()} | told)
+
+    def observe(self, *_, **__) -> None:
+        """Nobody will turn it."""
+
+    add_class = observe
+
+
+def chapter(path: str) -> None:
+    """A chapter as a plain script. Exits with 1 if one of the course's own answers is found wrong."""
+    for name in ("ipywidgets", "IPython.display"):
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__getattr__ = lambda _: Unseen
     wrong, write = [], sys.stdout.write
     sys.stdout.write = lambda said: (wrong.append(said) if "✗" in said else None, write(said))[1]
     runpy.run_path(path, run_name="__main__")
@@ -220,7 +231,7 @@ class Session:
     """The folder of a run on a borrowed device: log.txt, weights/ and tables/, whole at every moment."""
 
     def __init__(self, root: Path, out: Path, device: torch.device):
-        self.root, self.out, self.device, self.failed, self.done = root, out, device, 0, 0
+        self.root, self.out, self.device, self.failed, self.done, self.refused = root, out, device, 0, 0, set()
         (out / "weights").mkdir(parents=True)
         (out / "tables").mkdir()
         self.begin, self.seen, self.rows = time.monotonic(), self._tables(), set(ledger.read(root / "data" / "ledger.csv"))
@@ -280,20 +291,29 @@ class Session:
         return {path.name: files.sha256(path) for path in (self.root / "data").glob("*.csv")}
 
     def pack(self) -> None:
-        """All in one archive of at most LARGEST bytes; last of all the states to go on from, as far as there is room."""
-        left, kept = LARGEST - 2**16, []                # less what the archive itself needs
-        for kind in ("*.csv", "*.json", "*.safetensors", "*.state.pt"):
-            for path in sorted(self.out.rglob(kind)):
-                if path.stat().st_size <= left:
-                    kept.append(path)
-                    left -= path.stat().st_size
-                else:
-                    self.say(f"{path.name}, {path.stat().st_size:,} bytes, has no room in the archive; it is in {path.parent}")
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in kept:
-                archive.write(path, path.relative_to(self.out))
-        files.atomic_write(self.out / "all.zip", lambda file: file.write(content.getvalue()))
+        """One archive of at most LARGEST bytes: tables, weights that are better than what ships, the dearest first, with a
+        manifest of just these, and states to go on from; what has no room, or needs none, stays in the folder."""
+        weights, rank = self.out / "weights", {name: i for i, name in enumerate(name for lane in TRAININGS for name in lane)}
+        entries = {stem: its for stem, its in recipes.entries(weights).items() if recipes.weights.improves(its)}
+        dearest = sorted(entries.values(), key=lambda its: rank.get(its["recipe"], len(rank)))
+        paths = [*sorted(self.out.glob("tables/*.csv")), *(weights / its["file"] for its in dearest),
+                 *sorted(weights.glob("*.state.pt"))]
+        left, kept = LARGEST - 2**16, {}                # less what the archive itself needs, and the manifest
+        for path in paths:
+            content = path.read_bytes()
+            if (size := len(zlib.compress(content))) <= left:
+                kept[str(path.relative_to(self.out))] = content
+                left -= size
+            elif path not in self.refused:
+                self.refused.add(path)
+                self.say(f"{path.name}, {size:,} bytes, has no room in the archive; it is in {path.parent}")
+        listed = {stem: its for stem, its in entries.items() if f"weights/{its['file']}" in kept}
+        kept["weights/manifest.json"] = json.dumps(listed, indent=2, sort_keys=True).encode()
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in kept.items():
+                archive.writestr(name, content)
+        files.atomic_write(self.out / "all.zip", lambda file: file.write(packed.getvalue()))
 
 
 class Running:
