@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as nf
 from safetensors.torch import load_file
 
 from course_lib import data, files, recipes, text, training
 from course_lib.denoiser import Preconditioned, V
-from course_lib.networks import Captions, Classifier, DiT
+from course_lib.networks import Captions, Classifier, DiT, UNet
 from course_lib.schedules import CosineVP
 from course_lib.training import Trained, train
 
@@ -439,6 +440,52 @@ def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few
     assert began["seed"] == 2, "other batches and other noise than before"
     entry = recipes.entries(tmp_path)["fashion_classifier-2"]
     assert entry["steps"] == 5 and entry["train_seconds"] == seconds["train_seconds"] + 60
+
+
+def test_a_teacher_learns_in_bfloat16_what_it_learns_in_float32(monkeypatch):
+    """A small one, from three seeds: the precision moves loss curve and held-out loss by far less than another seed does.
+
+    After 200 steps of a larger one, widths (16, 32), the held-out losses were .2474 .2443 .2438, and in bfloat16 .2476 .2443
+    .2437.
+    """
+    monkeypatch.setattr(training, "has_bf16", lambda device: True)        # which is emulated where need be: as exact, but slow
+    small, held_out = ([nf.avg_pool2d(nf.pad(images, (2, 2, 2, 2), value=-1.0), 2), labels]
+                       for images, labels in map(data.fashion_mnist, ("train", "test")))
+
+    def figures(seed, bf16):
+        torch.manual_seed(0)
+        model = Preconditioned(UNet(widths=(8, 16), depth=1, classes=10), CosineVP(), V())
+        trained = train(recipes.diffusion_loss, model, small, steps=40, batch=16, lr=2e-3, warmup=10, ema=0.9, seed=seed,
+                        bf16=bf16, device="cpu", progress=False)
+        loss = recipes.losses.test_loss(recipes.diffusion_loss, trained.model, held_out)["test_loss"]
+        return torch.cat([torch.tensor(trained.losses).view(4, 10).mean(1), torch.tensor([loss])])
+
+    single, half = (torch.stack([figures(seed, bf16) for seed in range(3)]) for bf16 in (False, True))
+    assert not torch.equal(single, half)
+    assert bool(((half - single).abs().amax(0) < 0.2 * single.std(0)).all())
+
+
+def test_what_are_differences_of_near_equals_or_small_is_trained_in_float32():
+    assert [name for name in recipes.RECIPES if not recipes.RECIPES[name].bf16] == [
+        "fashion_consistency", "ring_teacher", "ring_tuned", "ring_continuous"]
+
+
+def test_a_larger_batch_counts_as_so_many_steps_of_the_recipes_own(few_images, tmp_path, monkeypatch):
+    batches = []
+
+    def spy(*rest, **run):
+        batches.append(run["batch"] * run["larger"])
+        return train(*rest, **run)
+
+    monkeypatch.setattr(training, "train", spy)
+    path = recipes.train("fashion_classifier", "cpu", 2, tmp_path, larger=3)
+    assert batches == [384] and recipes.entries(tmp_path)[path.stem]["steps"] == 6
+
+
+def test_a_recipe_that_has_seconds_ends_in_time_and_says_how_far_it_came(few_images, tmp_path):
+    path = recipes.train("ring_teacher", "cpu", out=tmp_path, seconds=0.5)
+    entry = recipes.entries(tmp_path)[path.stem]
+    assert 0 < entry["steps"] < entry["full_steps"] and visible(tmp_path) == {"ring_teacher.safetensors", "manifest.json"}
 
 
 @pytest.mark.parametrize("name", [name for name, function in recipes.RECIPES.items() if function.start])
