@@ -96,7 +96,7 @@ def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor],
                 "torch": torch.__version__.partition("+")[0], **(identity or {})}
     model = model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     saved, losses, before = _resume(checkpoint, settings, model, average, optimizer)
     if world > 1:
         for p in (*model.parameters(), *average.parameters()):
