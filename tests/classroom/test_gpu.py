@@ -202,6 +202,7 @@ print([name for name in absent if importlib.util.find_spec(name)], "pytest" in s
 
 
 CHAPTER = """
+import importlib.util
 import inspect
 import matplotlib.pyplot as plt
 from course_lib.widgets import animation, flipbook, progress, watched
@@ -213,7 +214,7 @@ def page(n, word=""):
 flipbook(page, n=[2, 1, 3])
 flipbook(page, n=[2, 1], word=["b", "a"], play=True, alt="a page")
 animation(page, [1, 2], [100, 100], alt="two pages")
-inspect.stack(), inspect.getmodule(page)
+inspect.stack(), inspect.getmodule(page), importlib.util.find_spec("ipywidgets")
 list(watched(lambda D, x, ts: iter(ts))(None, None, list(progress([1, 2]))))
 print("✓")
 """
@@ -225,7 +226,8 @@ def test_a_chapter_runs_where_there_is_no_jupyter(bare, root, tmp_path):
     assert said.split()[:9] == ["page", "2", "page", "2", "b", "page", "1", "page", "2"] and said.split()[-1] == "✓"
 
 
-@pytest.mark.parametrize(("said", "status"), [("4.2 ✓ solved", 0), ("4.2 ✗ you used sigma(t)", 1), ("✗ jupyterlab", 0)])
+@pytest.mark.parametrize(("said", "status"), [("4.2 ✓ solved", 0), ("4.2 ✗ you used sigma(t)", 1), ("✗ jupyterlab", 0),
+                                             ("4.1 ✗ you predicted b", 0)])
 def test_a_chapter_fails_if_an_answer_of_its_own_is_found_wrong(root, tmp_path, said, status):
     source = tmp_path / "01_one.py"
     source.write_text(f"print({said!r})")
