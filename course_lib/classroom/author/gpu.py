@@ -30,9 +30,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -190,21 +189,17 @@ class Unseen:
     add_class = observe
 
 
-def unseen(name: str) -> type[Unseen]:
-    """All that a module has to offer where there is no Jupyter."""
-    if name.startswith("_"):
-        raise AttributeError(name)
-    return Unseen
-
-
 def chapter(path: str) -> None:
     """A chapter as a plain script. Exits with 1 if one of the course's own answers is found wrong."""
-    for name in ("ipywidgets", "IPython.display"):
-        if importlib.util.find_spec(name.partition(".")[0]) is None:
-            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None))
-            sys.modules[name].__getattr__ = unseen
-    wrong, write = [], sys.stdout.write
-    sys.stdout.write = lambda said: wrong.extend(re.findall(r"^\d+\.\d+ +✗(?! you predicted).*", said, re.MULTILINE)) or write(said)
+    absent = [name for name in ("ipywidgets", "IPython.display") if importlib.util.find_spec(name.partition(".")[0]) is None]
+    for name in absent:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__getattr__ = lambda _: Unseen
+    importlib.import_module("course_lib.widgets")
+    for name in absent:                                 # whoever else looks for Jupyter shall see that there is none
+        del sys.modules[name]
+    wrong, write, pattern = [], sys.stdout.write, re.compile(r"^\d+\.\d+ ✗(?! you predicted).*", re.MULTILINE)
+    sys.stdout.write = lambda said: wrong.extend(pattern.findall(said)) or write(said)
     runpy.run_path(path, run_name="__main__")
     if wrong:
         sys.exit(f"an answer of the course's own was found wrong: {wrong[0]}")
