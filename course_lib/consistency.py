@@ -89,8 +89,12 @@ def closing(q: float = 2.0, every: int = 1000, mean: float = -1.1, std: float = 
 
 
 # ---------------------------------------------------------------------------------------------- losses
-# Each is loss(what is trained, x0 (B, ...)[, labels (B,)], generator): without labels cond is None. Those that are
-# differences of near equals need their digits: they are in float32 even where, on a GPU, a training is in bfloat16.
+# Each is loss(what is trained, x0 (B, ...)[, labels (B,)], generator): without labels cond is None.
+def in_float32(loss: LossFunction) -> LossFunction:
+    """The loss in float32 where a training is in bfloat16: as a difference of near equals it needs its digits."""
+    return torch.autocast("cpu", enabled=False)(torch.autocast("cuda", enabled=False)(loss))
+
+
 def pseudo_huber(d: Tensor, c: float = 1e-3) -> Tensor:
     """sqrt(mean d^2 + c^2) - c for every row (B,): a square near 0, a modulus far off, so that no outlier rules."""
     need_positive(c, "c")
@@ -121,7 +125,7 @@ def distillation_loss(teacher: Denoiser, pairs: Pairs, step: Step = ddim, c: flo
 
 
 def _consistency_loss(pairs, earlier, c):
-    @torch.autocast("cuda", enabled=False)
+    @in_float32
     def loss(trainee: Trainee, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         trainee.grow()
@@ -145,7 +149,7 @@ def path_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None, step:
     """
     check_grid(ts)
 
-    @torch.autocast("cuda", enabled=False)
+    @in_float32
     def loss(f: Student, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         B, n, grid = len(x0), len(ts) - 1, ts.to(x0)
@@ -173,7 +177,7 @@ def continuous_loss(teacher: Denoiser | None = None, mean: float = -1.1, std: fl
     Its gradient is that of <f, df/dt> with df/dt held still and normalised, df/dt / (|df/dt| + c); the value itself means
     nothing. The path's slope comes from the teacher, or without one from each image and its noise.
     """
-    @torch.autocast("cuda", enabled=False)
+    @in_float32
     def loss(trainee: Trainee, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         f, schedule = trainee.f, trainee.f.schedule
@@ -229,7 +233,7 @@ def mean_flow_loss(moving: float = 0.5, power: float = 1.0, c: float = 1e-3) -> 
     """
     need_within(moving, "moving", 0, 1)
 
-    @torch.autocast("cuda", enabled=False)
+    @in_float32
     def loss(model: FlowMap, x0: Tensor, *rest) -> Tensor:
         cond, generator = (None, *rest)[-2:]
         u = torch.rand(3, len(x0), generator=generator, device=x0.device)

@@ -116,9 +116,9 @@ def abm(D: Denoiser, x: Tensor, ts: Tensor, order: int = 3, cond: Tensor | None 
 
     One evaluation a step, from t = 1 and to t = 0 if the grid does; it goes with `flow_uniform`. Order k predicts each step
     from the last k - 1 values, and corrects it with k when the next evaluation is there (Hairer, Norsett & Wanner 1993,
-    III.1): all steps but the last. It starts with what it has, a DDIM step that is then corrected to second order: a local
-    error of h^3, tiny where all is noise, which higher orders inherit, so that below some 1e-8 they end like order 3. Order 1
-    is `ddim`. ValueError for any other order or for a bad grid.
+    III.1): all steps but the last. It starts with a DDIM step that is then corrected to second order: a local error of h^3,
+    tiny where all is noise, that higher orders keep: below some 1e-8 they end like order 3. Order 1 is `ddim`. ValueError for
+    any other order or for a bad grid.
     """
     if order not in range(1, 7):
         raise ValueError(f"order: expected a whole number from 1 to 6, got {order!r}")
@@ -130,11 +130,10 @@ def abm(D: Denoiser, x: Tensor, ts: Tensor, order: int = 3, cond: Tensor | None 
 def few_steps(D: Denoiser, x: Tensor, n: int, cond: Tensor | None = None) -> Iterator[Tensor]:
     """What to take without a choice of one's own: n steps of `abm` from x (B, ...) at t_max to t = 0, n evaluations.
 
-    The order is a quarter of n, within 3 and 6: of few values a high polynomial says little. Under guidance, which bends the
-    paths sharply (Lu et al. 2022, "DPM-Solver++", section 3), it is half of that. The grid's scale goes with the root of the
-    number of dimensions, from 0.8 in the plane to 4 from 51 of them on. The rule was made on the six targets of
-    data/solvers.csv, where it is within 1.5 of our best; elsewhere a grid that is sought for a target may be far better, as for
-    smooth ones in the plane. Pictures of a network that is itself far from exact often want fresh noise.
+    The order is a quarter of n, within 3 and 6; half of that under guidance, which bends the paths sharply (Lu et al. 2022,
+    "DPM-Solver++", section 3). The grid's scale goes with the root of the number of dimensions, up to 51. The rule was made on
+    the six targets of data/solvers.csv, where it is within 1.5 of our best; elsewhere a grid sought for the target may be far
+    better, as for smooth ones in the plane. Pictures of a network that is itself far from exact often want fresh noise.
     """
     order = min(max(3, n // 4), 6)
     scale = min((need_state(x)[:1].numel() or 1) / 3.2, 16) ** 0.5

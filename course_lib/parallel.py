@@ -108,8 +108,9 @@ class Workers:
         if not self.group:
             return y
         world = dist.get_world_size(self.group)
+        y = y.contiguous()                                          # else NCCL gathers the numbers of channels_last as they lie
         shares = [torch.empty_like(y) for _ in range(world)]
-        together(dist.all_gather, shares, y.contiguous(), group=self.group)
+        together(dist.all_gather, shares, y, group=self.group)
         sizes = [len(r) for r in torch.arange(rows).tensor_split(world)]
         return torch.cat([share[:size] for share, size in zip(shares, sizes, strict=True)])
 
@@ -159,10 +160,9 @@ def picard(D: Denoiser, x: Tensor, ts: Tensor, step: Step, noise: Tensor | None 
            cond: Tensor | None = None) -> Iterator[Sweep]:
     """The trajectory of sample(D, x, ts, step, ...) by sweeps over a sliding window of `window` steps (None: all n).
 
-    x (B, ...) at ts[0], ts (n + 1,); noise (n, ...) and generator as for `sample`. All n take the fewest rounds; a CPU, on
-    which rows cost time, is sooner done with some 32, by a factor of 3 for 1000 steps of a small U-Net. States settle from
-    the top of the window once a sweep changes none of them by more than `tolerance` times its `step_noise`, in any sample; at
-    least one settles a sweep. Tolerance 0 goes on until nothing moves: the sequential solution to rounding, in at most n.
+    x (B, ...) at ts[0], ts (n + 1,); noise (n, ...) and generator as for `sample`. A window of 32 ends sooner on a CPU. States
+    settle from its top once a sweep changes none of them by more than `tolerance` times its `step_noise`, in any sample; at
+    least one a sweep. Tolerance 0 goes on until nothing moves: the sequential solution to rounding (TF32: to 1e-3).
     std and secant choose the slopes a_j (top of this module): 1 for None, else those on data N(0, std^2 I); then, with
     secant, as measured. `group` shares the rows of every sweep out over its ranks, which all get the same result.
     Raises ValueError for a bad argument, FloatingPointError for NaN, RuntimeError where a rank is missing.

@@ -88,11 +88,6 @@ def halving_loss(teacher: Denoiser, ts: Tensor, largest: float | None = None,
     return loss
 
 
-def noisy(schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-    """x_t = alpha(t) x0 + sigma(t) eps with noise from the generator; t (B,)."""
-    return noised(schedule, x0, t, generator)[0]
-
-
 @draws(1)
 def overshoot(D: Denoiser, x: Tensor, t, s, z: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
     """The stochastic step of a guided student on a uniform grid: DDIM over two steps, then noise back over one.

@@ -231,20 +231,19 @@ def accuracy(guesses: Tensor, numbers: Tensor) -> tuple[float, float]:
 
 def share_found(sentences: list[str], training: list[str]) -> float:
     """Share of these sentences that are, word for word, in the training set. ValueError for no sentences."""
-    _need_some(sentences)
     there = set(training)
-    return sum(s in there for s in sentences) / len(sentences)
+    return sum(s in there for s in _some(sentences)) / len(sentences)
 
 
 def mean_length(sentences: list[str]) -> float:
     """Words in a sentence, on average. ValueError for no sentences."""
-    _need_some(sentences)
-    return sum(len(s.split()) for s in sentences) / len(sentences)
+    return sum(len(s.split()) for s in _some(sentences)) / len(sentences)
 
 
-def _need_some(sentences: list[str]) -> None:
+def _some(sentences: list[str]) -> list[str]:
     if not sentences:
         raise ValueError("sentences: expected at least one, got none")
+    return sentences
 
 
 class NGrams:
@@ -283,6 +282,5 @@ class NGrams:
         An end is easy to guess, so short sentences, and most of all empty ones, score better than real ones: compare
         only sentences of like lengths, and state `mean_length` beside it. ValueError for no sentences.
         """
-        _need_some(sentences)
-        surprises = [-math.log(self.probability(gram)) for s in sentences for gram in self.grams(s)]
+        surprises = [-math.log(self.probability(gram)) for s in _some(sentences) for gram in self.grams(s)]
         return math.exp(sum(surprises) / len(surprises))

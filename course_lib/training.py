@@ -2,7 +2,7 @@
 
 Every step draws its rows and its noise from a generator seeded by (seed, rank, step). A run that is killed and started again
 therefore repeats the very numbers it would have drawn, with no random state to save; on a CPU with the same number of
-threads the final weights agree bit for bit.
+threads the final weights agree bit for bit. On CUDA they do not, resumed or not: its sums change their order from run to run.
 """
 
 import copy
@@ -61,80 +61,94 @@ def device_name(device: torch.device) -> str:
     return f"{cores} CPU core{'s' * (cores > 1)} ({platform.machine()})"
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Does it multiply in bfloat16 by itself? A T4 and older processors only emulate that, and lose time by it."""
+    cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu()
+
+
 def train(loss_function: LossFunction, model: nn.Module, data: Sequence[Tensor], *, steps: int, batch: int = 128,
-          lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01, ema: float = 0.999, clip: float = 1.0,
-          seed: int = 0, checkpoint: str | Path | None = None, save_every: int = 200, identity: dict[str, str] | None = None,
-          device: torch.device | str | None = None, progress: bool = True) -> Trained:
+          larger: int = 1, seconds: float = math.inf, lr: float = 1e-3, warmup: int = 100, weight_decay: float = 0.01,
+          ema: float = 0.999, clip: float = 1.0, bf16: bool = False, seed: int = 0, checkpoint: str | Path | None = None,
+          save_every: int = 200, identity: dict[str, str] | None = None, device: torch.device | str | None = None,
+          progress: bool = True) -> Trained:
     """Minimise loss_function(model, *rows, generator) over `steps` batches drawn from the tensors in `data`, all (N, ...).
 
-    AdamW with linear warm-up, then a cosine down to 0. The EMA decay rises to `ema` as (1 + step)/(10 + step). With a
-    `checkpoint` path the state is saved there atomically, under a check sum, every `save_every` steps and at the end, and a run
-    that finds the file goes on from it, if it has the same settings, release of torch and `identity`: what else the result
-    depends on, as sums of data and teachers. Under torchrun the rows of each batch are shared out over the processes.
-    Raises ValueError for tensors of unequal length, no steps, no such device, a checkpoint that is damaged or another run's;
-    FloatingPointError, before the weights change, if loss or gradient is not finite; OSError if a checkpoint cannot be
-    written. The last checkpoint stays intact.
+    AdamW with linear warm-up, then a cosine down to 0 at the last step, or when all `seconds` are over and the run ends. The
+    EMA decay rises to `ema` as (1 + step)/(10 + step). larger: so many times the batch. bf16: may the loss be computed in that
+    precision where the device has it? Weights and averages stay in float32. With a `checkpoint` path the state is saved there
+    atomically, under a check sum, every `save_every` steps and at the end, and a run that finds the file goes on from it, if
+    it has the same settings, release of torch and `identity`: what else the result depends on, as sums of data and teachers.
+    Under torchrun the rows of each batch are shared out over the processes; "cuda" is then the GPU of each.
+    Raises ValueError for bad arguments and for a checkpoint that is damaged or another run's; FloatingPointError, before the
+    weights change, if loss or gradient is not finite; OSError if a checkpoint cannot be written. The last one stays intact.
     """
-    if steps < 1 or batch < 1:
-        raise ValueError(f"steps, batch: expected at least 1 of each, got {steps} and {batch}")
     if len({len(d) for d in data}) != 1 or len(data[0]) == 0:
         raise ValueError(f"data: expected tensors of one common length, got lengths {[len(d) for d in data]}")
-    rank, world = join_process_group()
-    if batch < world:
-        raise ValueError(f"batch: expected at least one row for each of {world} processes, got {batch}")
+    (rank, world), batch = join_process_group(), larger * batch
+    if steps < 1 or batch < world:
+        raise ValueError(f"steps, batch: expected a step, and a row for each process, got {steps} and {batch} for {world}")
+    if not (seconds > 0 and (world == 1 or seconds == math.inf)):
+        raise ValueError(f"seconds: expected a positive number and one process, got {seconds} and {world}")
     device = chosen_device(device)
-    if device.type == "cuda" and world > 1:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     settings = {"steps": steps, "batch": batch, "lr": lr, "warmup": warmup, "weight_decay": weight_decay, "ema": ema,
                 "clip": clip, "seed": seed, "world": world, "parameters": sum(p.numel() for p in model.parameters()),
                 "torch": torch.__version__.partition("+")[0], **(identity or {})}
     model = model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     saved, losses, before = _resume(checkpoint, settings, model, average, optimizer)
     if world > 1:
         for p in (*model.parameters(), *average.parameters()):
             dist.broadcast(p.data, 0)
     data = [d.to(device) for d in data]
     start, rows_rng, noise_rng = time.perf_counter(), torch.Generator(), torch.Generator(device)
-    bar = tqdm(range(saved, steps), initial=saved, total=steps, disable=not progress or rank > 0, mininterval=1.0,
-               leave=False, file=sys.stdout)                               # text: a saved notebook loses a bar that is a widget
+    bar = tqdm(range(saved, steps if before < seconds else saved), initial=saved, total=steps, mininterval=1.0, leave=False,
+               disable=not progress or rank > 0, file=sys.stdout)          # text: a saved notebook loses a bar that is a widget
+    over = before / seconds                                                 # the share of its time that is over
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in bar:
             rows_rng.manual_seed(_mix(seed, 0, step))                       # the same batch whatever the number of ranks,
             noise_rng.manual_seed(_mix(seed, rank + 1, step))               # but each rank its own noise
             torch.manual_seed(_mix(seed, rank + 1, step))                   # and its own dropout, if a network has any
-            rows = torch.randint(len(data[0]), (batch,), generator=rows_rng).tensor_split(world)[rank].to(device)
-            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            rows = torch.randint(len(data[0]), (batch,), generator=rows_rng).tensor_split(world)[rank]
+            rows = rows.to(device, non_blocking=True)                       # else it waits for what the GPU still has to do
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bf16(device)):
                 loss = loss_function(model, *(d[rows] for d in data), noise_rng)
             loss = loss * (len(rows) * world / batch)                       # the mean over ranks is the mean over rows
             loss.backward()
-            loss = _average_over_ranks(model, loss.detach(), world)
+            loss = _average_over_ranks(model, loss, world)
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
             losses.append(_finite(loss, norm, step, f"{checkpoint} is intact, after {saved} steps" if saved else
                                   "no step was saved"))
             for group in optimizer.param_groups:
-                group["lr"] = lr * _lr_factor(step, steps, warmup)
+                group["lr"] = lr * _lr_factor(step, steps, warmup, over)
             optimizer.step()
             optimizer.zero_grad()
             _follow(average, model, min(ema, (1 + step) / (10 + step)))
+            over = (before + time.perf_counter() - start) / seconds
+            ended = step + 1 == steps or over >= 1
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
-            if checkpoint is not None and rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
-                saved = step + 1
-                _save(checkpoint, {"step": saved, "settings": settings, "losses": losses, "model": model.state_dict(),
-                                   "ema": average.state_dict(), "optimizer": optimizer.state_dict(),
-                                   "seconds": before + time.perf_counter() - start})
+            if checkpoint is not None and rank == 0 and (ended or (step + 1) % save_every == 0):
+                saved, state = step + 1, io.BytesIO()  # in memory first: torch.save names neither a full disk nor the file
+                torch.save({"step": saved, "settings": settings, "losses": losses, "model": model.state_dict(),
+                            "ema": average.state_dict(), "optimizer": optimizer.state_dict(),
+                            "seconds": before + time.perf_counter() - start}, state)
+                write_sealed(checkpoint, state.getvalue())
+            if ended:
+                break
     return Trained(average, losses, before + time.perf_counter() - start)
 
 
 def join_process_group() -> tuple[int, int]:
     """(rank, number of processes): joins the group that torchrun announces; (0, 1) in an ordinary process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        here = torch.cuda.device_count()                                    # NCCL refuses two processes on one of them
+        if here:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % here)
+        alone = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) <= here
+        dist.init_process_group("cpu:gloo,cuda:nccl" if alone else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -146,13 +160,6 @@ def _finite(loss: Tensor, norm: Tensor, step: int, kept: str) -> float:
                                  "would meet the same numbers: go on from there on another device, or begin anew with a lower "
                                  "lr or another seed")
     return loss
-
-
-def _save(checkpoint: str | Path, state: dict) -> None:
-    """In memory first: where a disk is full, torch.save itself stops at an assertion that names neither disk nor file."""
-    written = io.BytesIO()
-    torch.save(state, written)
-    write_sealed(checkpoint, written.getvalue())
 
 
 def _resume(checkpoint, settings, model, average, optimizer) -> tuple[int, list[float], float]:
@@ -167,8 +174,8 @@ def _resume(checkpoint, settings, model, average, optimizer) -> tuple[int, list[
         its = state["settings"]
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the caller
         raise ValueError(f"checkpoint: {checkpoint} is damaged or no checkpoint; delete it to start afresh") from error
-    if its != settings:
-        changed = {k: (its.get(k), settings.get(k)) for k in (its | settings) if its.get(k) != settings.get(k)}
+    changed = {k: (its.get(k), settings.get(k)) for k in (its | settings) if its.get(k) != settings.get(k)}
+    if changed:
         raise ValueError(f"checkpoint: {checkpoint} belongs to a run with other settings (its own, this run's): {changed}; "
                          "delete it or choose another path")
     try:
@@ -185,25 +192,21 @@ def _mix(seed: int, stream: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, stream, step)).generate_state(1)[0])
 
 
-def _lr_factor(step: int, steps: int, warmup: int) -> float:
-    """Linear from 0 to 1 over the warm-up, then a half cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return (1 + torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64)).item()) / 2
+def _lr_factor(step: int, steps: int, warmup: int, over: float) -> float:
+    """Linear from 0 to 1 over the warm-up, then a half cosine down to 0, where the steps end or their time is over."""
+    progress = max((step - warmup) / max(1, steps - warmup), over)
+    return (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * progress)) / 2
 
 
 def _average_over_ranks(model: nn.Module, loss: Tensor, world: int) -> Tensor:
-    """Replace every rank's gradients, and the loss, by their mean over the ranks, in one message."""
-    if world == 1:
-        return loss
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([loss.reshape(1).float(), *(g.flatten() for g in grads)])
-    dist.all_reduce(flat)
-    flat /= world
-    for g, mean in zip(grads, flat[1:].split([g.numel() for g in grads]), strict=True):
-        g.copy_(mean.view_as(g))
-    return flat[0]
+    """The mean of the loss over the ranks; every rank's gradients become theirs, all in one message."""
+    parts = [loss.detach().float(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    if world > 1:
+        flat = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(flat)
+        for part, mean in zip(parts, (flat / world).split([part.numel() for part in parts]), strict=True):
+            part.copy_(mean.view_as(part))
+    return parts[0]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -378,3 +379,23 @@ def test_a_table_that_is_damaged_or_gone_is_named(small_course):
     (_, gone, why), (_, damaged, how), *_ = measure.verify_all()
     assert not gone and "No such file" in why and "`git checkout -- data/ledger.csv`" in why
     assert not damaged and "solvers.csv, line 1: expected the columns library,solver,grid" in how
+
+
+def test_steps_of_training_and_evaluations_are_timed_by_batch_and_precision(tmp_path, monkeypatch):
+    images, labels = data.fashion_mnist("test")
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "fashion_mnist", lambda split: (images[:20], labels[:20]))
+    monkeypatch.setattr(recipes, "load", lambda name, device: recipes.known(name).build().eval())
+    monkeypatch.setattr(measure.steps, "has_bf16", lambda device: True)
+    rows = measure.MEASUREMENTS["steps"](device="cpu", samples=8)
+    assert [(row.batch, row.precision, row.what) for row in rows] == [
+        (batch, precision, what) for batch in (1, 8) for precision in ("float32", "bfloat16")
+        for what in ("training", "evaluation")]
+    assert all(row.seconds > 0 and row.memory_mib is None for row in rows if row.what == "evaluation")
+    kept = ledger.read_table(tmp_path / "data" / "steps.csv", measure.steps.StepRow)
+    assert [replace(row, seconds=0) for row in kept] == [replace(row, seconds=0) for row in rows]
+
+
+def test_where_there_is_no_cuda_graph_it_is_said_why(capsys):
+    assert measure.steps.captured(lambda: None) is None or torch.cuda.is_available()
+    assert "no CUDA graph: " in capsys.readouterr().out or torch.cuda.is_available()

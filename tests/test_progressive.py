@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 from course_lib import training
-from course_lib.denoiser import Preconditioned, Student, V, guided, levels, score, told
+from course_lib.denoiser import Preconditioned, Student, V, guided, levels, noised, score, told
 from course_lib.fast_samplers import ddim, midpoint
 from course_lib.networks import MLP
 from course_lib.progressive import (
     guidance_loss,
     halving_loss,
     midpoint_target,
-    noisy,
     overshoot,
     two_step_target,
     x0_between,
@@ -152,10 +151,11 @@ def test_halving_hands_the_label_and_the_weight_to_both(generator):
         assert numbers.shape == (9, 1) and 0 <= numbers.min() < numbers.max() <= 2
 
 
-def test_noisy_is_the_forward_marginal(generator):
+def test_noised_is_the_forward_marginal(generator):
     schedule, t = LinearVP(), torch.full((40_000,), 0.3)
-    x = noisy(schedule, torch.full((40_000, 1), 2.0), t, generator)
+    x, noise = noised(schedule, torch.full((40_000, 1), 2.0), t, generator)
     assert abs(x.mean() - 2 * schedule.alpha(0.3)) < 0.01 and abs(x.std() - schedule.sigma(0.3)) < 0.01
+    torch.testing.assert_close(x, 2 * schedule.alpha(0.3).float() + schedule.sigma(0.3).float() * noise)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -194,7 +194,7 @@ def test_distilled_guidance_follows_the_teacher_at_every_weight():
     def denoising(model, x0, y, generator):
         t = 0.02 + 0.96 * torch.rand(len(x0), generator=generator)
         y = torch.where(torch.rand(len(x0), generator=generator) < 0.2, -1, y)
-        x = noisy(schedule, x0, t, generator)
+        x, _ = noised(schedule, x0, t, generator)
         return (model.predict(x, t, y) - model.target(x0, x, t)).square().mean()
 
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def test_distilled_guidance_follows_the_teacher_at_every_weight():
     student = Student.of(teacher, MLP(width=48, depth=2, classes=2, numbers=1))
     student = training.train(guidance_loss(teacher, 2.0), student, [x0, labels], steps=300, **settings).model
     t = torch.linspace(0.1, 0.9, 500)
-    x, cond = noisy(schedule, x0[:500], t, generator), labels[:500]
+    (x, _), cond = noised(schedule, x0[:500], t, generator), labels[:500]
     for w in (0.5, 1.0, 1.5):
         truth = guided(teacher, w)(x, t, cond)
         assert (told(student, w)(x, t, cond) - truth).norm() < 0.4 * (teacher(x, t, cond) - truth).norm()
@@ -218,7 +218,7 @@ def test_halving_keeps_the_teachers_end_where_ddim_loses_it():
 
     def denoising(model, x0, generator):
         t = schedule.t_min + (schedule.t_max - schedule.t_min) * torch.rand(len(x0), generator=generator)
-        x = noisy(schedule, x0, t, generator)
+        x, _ = noised(schedule, x0, t, generator)
         return (model.predict(x, t) - model.target(x0, x, t)).square().mean()
 
     settings = {"batch": 256, "lr": 2e-3, "progress": False, "ema": 0.99}

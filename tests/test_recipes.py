@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as nf
 from safetensors.torch import load_file
 
 from course_lib import data, files, recipes, text, training
 from course_lib.denoiser import Preconditioned, V
-from course_lib.networks import Captions, Classifier, DiT
+from course_lib.networks import Captions, Classifier, DiT, UNet
 from course_lib.schedules import CosineVP
 from course_lib.training import Trained, train
 
@@ -23,7 +24,7 @@ def stored(tmp_path):
     """A folder with the weights of an untrained classifier, and that classifier."""
     torch.manual_seed(5)
     model = Classifier().eval()
-    recipes.weights.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, 7, tmp_path)
+    recipes.weights.store("fashion_classifier", Trained(model, [2.0, 1.0], 3.0), {"test_accuracy": 0.1}, tmp_path)
     return tmp_path, model
 
 
@@ -45,7 +46,7 @@ def test_the_manifest_says_how_the_weights_came_to_be(stored):
     folder, model = stored
     entry = recipes.manifest(folder)["fashion_classifier"]
     assert entry["parameters"] == sum(p.numel() for p in model.parameters())
-    expected = {"steps": 7, "seed": 0, "recipe": "fashion_classifier", "train_seconds": 3, "final_loss": 1.5,
+    expected = {"steps": 2, "seed": 0, "recipe": "fashion_classifier", "train_seconds": 3, "final_loss": 1.5,
                 "metrics": {"test_accuracy": 0.1}, "file": "fashion_classifier.safetensors"}
     assert {k: entry[k] for k in expected} == expected
     assert len(entry["sha256"]) == 64 and entry["device"] and entry["torch"] == torch.__version__
@@ -53,7 +54,7 @@ def test_the_manifest_says_how_the_weights_came_to_be(stored):
 
 def test_a_second_entry_leaves_the_first(stored):
     folder, model = stored
-    recipes.weights.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, 1, folder)
+    recipes.weights.store("fashion_teacher", Trained(model, [1.0], 1.0), {}, folder)
     assert sorted(recipes.manifest(folder)) == ["fashion_classifier", "fashion_teacher"]
 
 
@@ -105,7 +106,7 @@ def test_verify_all_tells_sound_from_damaged(shipped, monkeypatch):
     monkeypatch.setattr(recipes.weights, "RECIPES", {"fashion_classifier": recipes.RECIPES["fashion_classifier"]})
     count = sum(p.numel() for p in model.parameters())
     assert recipes.verify_all() == [("fashion_classifier", True, f"{count:,} parameters")]
-    recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, recipes.own())
+    recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, recipes.own())
     assert [name for name, sound, _ in recipes.verify_all() if sound] == ["fashion_classifier", "my/fashion_classifier"]
     path = folder / "fashion_classifier.safetensors"
     path.write_bytes(flipped(path.read_bytes()))
@@ -149,7 +150,7 @@ def test_the_best_weights_are_used_and_none_are_lost(shipped):
         shifted = Classifier()
         shifted.load_state_dict({k: v + figure for k, v in model.state_dict().items()})
         metrics = {"test_accuracy": figure}
-        paths.append(recipes.weights.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, 5, recipes.own()))
+        paths.append(recipes.weights.store("fashion_classifier", Trained(shifted, [1.0], 1.0), metrics, recipes.own()))
         if figure == 0.05:
             assert recipes.best("fashion_classifier")[0].parent == folder, "what ships is better than the first"
             assert recipes.standing(paths[0]) == (
@@ -172,7 +173,7 @@ def test_of_what_more_hangs_on_the_one_that_ships_stays_in_use(shipped, monkeypa
     folder, model = shipped
     assert [name for name in recipes.RECIPES if recipes.RECIPES[name].fixed] == ["emoji_autoencoder", "sentence_autoencoder"]
     monkeypatch.setattr(recipes.RECIPES["fashion_classifier"], "fixed", True)                 # as it is, but for this fixture
-    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, recipes.own())
     assert recipes.best("fashion_classifier")[0] == folder / path.name
     assert recipes.best("fashion_classifier", path.parent)[0] == path
     assert f"go on with {folder / path.name}, test_accuracy 0.1: more hangs on those" in recipes.standing(path)
@@ -181,7 +182,7 @@ def test_of_what_more_hangs_on_the_one_that_ships_stays_in_use(shipped, monkeypa
 
 def test_weights_in_a_relative_folder_are_known_as_those_in_use(shipped, monkeypatch):
     _, model = shipped
-    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, 5, recipes.own())
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.9}, recipes.own())
     monkeypatch.chdir(recipes.own().parent)
     assert "use it from now on" in recipes.standing(Path("weights", path.name))
 
@@ -190,7 +191,7 @@ def test_weights_that_no_manifest_lists_are_not_written_over(stored):
     folder, model = stored
     (folder / "manifest.json").unlink()
     kept = (folder / "fashion_classifier.safetensors").read_bytes()
-    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, 1, folder)
+    path = recipes.weights.store("fashion_classifier", Trained(model, [1.0], 1.0), {"test_accuracy": 0.2}, folder)
     assert path.name == "fashion_classifier-2.safetensors" and (folder / "fashion_classifier.safetensors").read_bytes() == kept
 
 
@@ -332,7 +333,7 @@ def test_a_recipe_that_was_killed_goes_on_from_its_state(few_images, tmp_path, m
     assert visible(tmp_path / "cut") == {"fashion_classifier.state.pt"}
     with pytest.raises(ValueError, match="other settings"):
         recipes.train("fashion_classifier", "cpu", 4, tmp_path / "cut")
-    with pytest.raises(ValueError, match="steps, batch: expected at least 1 of each, got 0"):
+    with pytest.raises(ValueError, match="steps, batch: expected a step, .* got 0"):
         recipes.train("fashion_classifier", "cpu", 0, tmp_path / "cut")
     monkeypatch.setattr(recipes.fashion, "shifted_cross_entropy", lambda *_: pytest.fail("it was trained already"))
     assert recipes.train("fashion_classifier", "cpu", 3, tmp_path / "cut").read_bytes() == whole
@@ -410,7 +411,7 @@ def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few
 
     def spy(loss, model, *rest, **run):
         began.update(weights={k: v.clone() for k, v in model.state_dict().items()}, seed=run["seed"])
-        return Trained(model, [1.0], 60.0)
+        return Trained(model, [1.0] * run["steps"], 60.0)
 
     monkeypatch.setattr(training, "train", spy)
     (tmp_path / "fashion_classifier.state.pt").touch()
@@ -419,6 +420,52 @@ def test_further_training_begins_with_the_weights_that_are_there_and_adds_up(few
     assert began["seed"] == 2, "other batches and other noise than before"
     entry = recipes.entries(tmp_path)["fashion_classifier-2"]
     assert entry["steps"] == 5 and entry["train_seconds"] == seconds["train_seconds"] + 60
+
+
+def test_a_teacher_learns_in_bfloat16_what_it_learns_in_float32(monkeypatch):
+    """A small one, from three seeds: the precision moves loss curve and held-out loss by far less than another seed does.
+
+    After 200 steps of a larger one, widths (16, 32), the held-out losses were .2474 .2443 .2438, and in bfloat16 .2476 .2443
+    .2437.
+    """
+    monkeypatch.setattr(training, "has_bf16", lambda device: True)        # which is emulated where need be: as exact, but slow
+    small, held_out = ([nf.avg_pool2d(nf.pad(images, (2, 2, 2, 2), value=-1.0), 2), labels]
+                       for images, labels in map(data.fashion_mnist, ("train", "test")))
+
+    def figures(seed, bf16):
+        torch.manual_seed(0)
+        model = Preconditioned(UNet(widths=(8, 16), depth=1, classes=10), CosineVP(), V())
+        trained = train(recipes.diffusion_loss, model, small, steps=40, batch=16, lr=2e-3, warmup=10, ema=0.9, seed=seed,
+                        bf16=bf16, device="cpu", progress=False)
+        loss = recipes.losses.test_loss(recipes.diffusion_loss, trained.model, held_out)["test_loss"]
+        return torch.cat([torch.tensor(trained.losses).view(4, 10).mean(1), torch.tensor([loss])])
+
+    single, half = (torch.stack([figures(seed, bf16) for seed in range(3)]) for bf16 in (False, True))
+    assert not torch.equal(single, half)
+    assert bool(((half - single).abs().amax(0) < 0.2 * single.std(0)).all())
+
+
+def test_what_are_differences_of_near_equals_or_small_is_trained_in_float32():
+    assert [name for name in recipes.RECIPES if not recipes.RECIPES[name].bf16] == [
+        "fashion_consistency", "ring_teacher", "ring_tuned", "ring_continuous"]
+
+
+def test_a_larger_batch_counts_as_so_many_steps_of_the_recipes_own(few_images, tmp_path, monkeypatch):
+    batches = []
+
+    def spy(*rest, **run):
+        batches.append(run["batch"] * run["larger"])
+        return train(*rest, **run)
+
+    monkeypatch.setattr(training, "train", spy)
+    path = recipes.train("fashion_classifier", "cpu", 2, tmp_path, larger=3)
+    assert batches == [384] and recipes.entries(tmp_path)[path.stem]["steps"] == 6
+
+
+def test_a_recipe_that_has_seconds_ends_in_time_and_says_how_far_it_came(few_images, tmp_path):
+    path = recipes.train("ring_teacher", "cpu", out=tmp_path, seconds=0.5)
+    entry = recipes.entries(tmp_path)[path.stem]
+    assert 0 < entry["steps"] < entry["full_steps"] and visible(tmp_path) == {"ring_teacher.safetensors", "manifest.json"}
 
 
 @pytest.mark.parametrize("name", [name for name, function in recipes.RECIPES.items() if function.start])

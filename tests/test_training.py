@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib import files
+from course_lib import files, training
 from course_lib.training import train
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
@@ -376,7 +377,7 @@ def test_a_gradient_that_is_not_finite_reaches_neither_the_weights_nor_a_checkpo
 def test_a_step_waits_for_its_device_once(monkeypatch):
     """Loss and gradient are looked at together: on a GPU each look is a wait."""
     looks = []
-    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, weight_decay: torch.optim.SGD(p, lr))  # Adam counts on the CPU
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, **_: torch.optim.SGD(p, lr))  # Adam counts on the CPU
     for name in ("item", "tolist", "__bool__", "__float__"):
         look = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda x, look=look: looks.append(x) or look(x))
@@ -387,7 +388,7 @@ def test_a_step_waits_for_its_device_once(monkeypatch):
 # ---------------------------------------------------------------------------------------------- arguments
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"batch": 0}, {"steps": -1}], ids=str)
 def test_no_steps_or_no_rows_are_refused(settings):
-    with pytest.raises(ValueError, match="steps, batch: expected at least 1 of each, got"):
+    with pytest.raises(ValueError, match="steps, batch: expected a step, and a row for each process, got"):
         fit(**settings)
 
 
@@ -454,3 +455,61 @@ def test_two_processes_train_what_one_trains(root, tmp_path):
     assert logs[0]["losses"] == pytest.approx(alone.losses, rel=1e-5), "nine rows over two ranks: five weigh more than four"
     assert set(logs[0]["sizes"]) == {5} and set(logs[1]["sizes"]) == {4}
     assert all(a != b for a, b in zip(logs[0]["noise"], logs[1]["noise"], strict=True)), "each rank needs its own noise"
+
+
+# ---------------------------------------------------------------------------------------------- in so many seconds
+def test_a_training_that_has_seconds_ends_in_time_with_its_learning_rate_at_the_end(monkeypatch):
+    """A clock that is half a second later whenever it is read, which is once a step: 20 of a million steps are taken."""
+    clock, rates, step_of = itertools.count(), [], torch.optim.AdamW.step
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock) / 2)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step_of(self)))
+    trained = fit(steps=10**6, seconds=10.0, warmup=1, lr=1.0)
+    assert len(trained.losses) == len(rates) == 20
+    assert rates[1:] == pytest.approx([(1 + math.cos(math.pi * k / 20)) / 2 for k in range(1, 20)])
+
+
+def test_a_training_that_ended_in_time_is_whole_and_goes_no_further(tmp_path):
+    settings = {"steps": 10**6, "seconds": 0.3, "checkpoint": tmp_path / "state.pt"}
+    first, again = fit(**settings), fit(**settings)
+    assert again.losses == first.losses and 0 < len(first.losses) < 10**6 and same(first.model, again.model)
+
+
+def test_a_larger_batch_is_that_many_of_the_batch():
+    assert fit(regression, batch=4, larger=3).losses == fit(regression, batch=12).losses
+
+
+# ---------------------------------------------------------------------------------------------- in bfloat16
+@pytest.fixture
+def native(monkeypatch):
+    """Pretend that this processor multiplies in bfloat16 by itself, which changes no number."""
+    monkeypatch.setattr(training, "has_bf16", lambda device: True)
+
+
+def dtype_of(seen):
+    def loss(model, x, y, generator):
+        out = model(x)
+        seen.add(out.dtype)
+        return (out.float() - y).square().mean()
+
+    return loss
+
+
+def test_bfloat16_is_used_where_it_is_asked_for_and_native(native, monkeypatch):
+    asked, not_asked, emulated = set(), set(), set()
+    trained = fit(dtype_of(asked), bf16=True)
+    fit(dtype_of(not_asked))
+    monkeypatch.setattr(training, "has_bf16", lambda device: False)
+    fit(dtype_of(emulated), bf16=True)
+    assert (asked, not_asked, emulated) == ({torch.bfloat16}, {torch.float32}, {torch.float32})
+    assert all(p.dtype == torch.float32 for p in trained.model.parameters())
+
+
+def test_a_t4_which_only_emulates_it_is_known(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not training.has_bf16(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
+def test_no_time_is_refused(seconds):
+    with pytest.raises(ValueError, match="seconds: expected a positive number and one process"):
+        fit(seconds=seconds)

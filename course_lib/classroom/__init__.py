@@ -25,6 +25,7 @@ The map, as in course_lib:
       doctor           `course doctor`: is this machine ready
     author             what an author has
       build            `course build`: notebooks/source to notebooks and solutions
+      gpu              `course gpu`: all that needs a GPU, within a budget of minutes
     cli                the `course` command, and which of these each subcommand calls
     __main__           `python -m course_lib.classroom`
 """

@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("name", nargs="?")
     train.add_argument("--device")
     train.add_argument("--steps", type=_count)
+    train.add_argument("--minutes", type=_positive, help="end in this time, after the learning rate has fallen to 0")
+    train.add_argument("--larger", type=_count, metavar="TIMES", help="of the recipe's batch; on a GPU 8 cost little more")
     train.add_argument("--out", type=Path, help="the folder of the new weights (default: my/weights)")
     train.add_argument("--further", action="store_true", default=None, help="begin with the best weights that are there")
     measure = command(_measure, "measure rows of the ledger; without a name, list what can be measured")
@@ -87,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("chapters", type=int, nargs="*", metavar="chapter")
     build.add_argument("--force", action="store_true", help="run solutions again even if their code is unchanged")
     build.add_argument("--check", action="store_true", help="only say what is not as the sources build it; run nothing")
+    gpu = command(_gpu, "for authors: all that needs a GPU, within a budget of minutes")
+    gpu.add_argument("--minutes", type=_positive, default=10.0)
+    gpu.add_argument("--device")
+    gpu.add_argument("--out", type=Path, default=Path("gpu"), help="a new folder for what is made (default: gpu)")
+    gpu.add_argument("--bring", type=Path, metavar="FOLDER", help="take what was made elsewhere into this checkout")
     return parser
 
 
@@ -94,6 +101,15 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        if 0 < (number := float(text)) < float("inf"):
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
 
 
 def _root(root: Path | None) -> Path:
@@ -200,7 +216,10 @@ def _train(options, root) -> int:
     recipes = importlib.import_module("course_lib.recipes")
     if options.name is None:
         return _listed(recipes.RECIPES)
-    path = recipes.train(options.name, **_given(options, "device", "steps", "out", "further"))
+    given = _given(options, "device", "steps", "out", "further", "larger")
+    if options.minutes:
+        given["seconds"] = 60 * options.minutes
+    path = recipes.train(options.name, **given)
     if path:                                            # of several processes only the first has one
         print(recipes.standing(path))
     return 0
@@ -239,3 +258,12 @@ def _build(options, root) -> int:
     found = build.outdated(_root(root), options.chapters)
     print("\n".join(found) or "the notebooks are what the sources build")
     return int(bool(found))
+
+
+def _gpu(options, root) -> int:
+    from .author import gpu
+
+    if options.bring is None:
+        return int(not gpu.borrow(_root(root), options.out, options.minutes, options.device))
+    print("\n".join(gpu.bring(_root(root), options.bring)))
+    return 0

@@ -9,16 +9,17 @@ Each takes (device, samples, seeds), writes its rows under data/ and returns the
     latents            its rows on latents against pixels
     costs              what parallel sampling will cost on a device whose times were measured
     parallel           parallel.csv and devices.csv: rounds and seconds of parallel sampling
+    steps              steps.csv: seconds and memory of a step of training, and of an evaluation
     solvers            solvers.csv: deterministic samplers, ours and others', on known solutions
 """
 
 from .. import data, ledger
-from . import emoji, fashion, latents, parallel, ring, solvers
+from . import emoji, fashion, latents, parallel, ring, solvers, steps
 
 MEASUREMENTS = {measurement.__name__: measurement for measurement in (
     fashion.baseline, fashion.few_steps, fashion.same_images, fashion.guidance, fashion.distillation, emoji.latent,
     latents.latent_race, latents.latent_sweep, ring.ring_sde, ring.ring_ode, solvers.solvers, parallel.parallel,
-    parallel.devices)}
+    parallel.devices, steps.steps)}
 TABLES = {"ledger.csv": ledger.Row, "solvers.csv": solvers.SolverRow, "parallel.csv": parallel.ParallelRow,
           "devices.csv": parallel.DeviceRow}
 

@@ -16,7 +16,7 @@ from ..metrics import features, kernel_distance
 from ..networks import Captions, ColourFeatures, DiT
 from ..sampling import last, prior
 from ..schedules import CosineVP, log_snr_to_zero
-from ..training import device_name
+from ..training import device_name, has_bf16
 from .rows import recorded, spread
 
 WEIGHT, STEPS = 2.0, 20  # of the guidance and of DPM-Solver++(2M), for every picture here
@@ -67,12 +67,11 @@ def training_step_cost(model: Preconditioned, shape: tuple[int, ...], steps: int
     """Median seconds of a step forwards, backwards and of Adam, and the MiB that it must hold at once.
 
     Those are what the pass forwards keeps for the way back, and of every weight itself, its gradient and Adam's two moments.
-    In the precision of a training there: bfloat16 on a GPU that has it.
+    In the precision of a recipe's training there: bfloat16 where the device has it.
     """
     device, kept, seconds = next(model.parameters()).device, {}, []
     optimizer, generator = torch.optim.AdamW(model.parameters()), torch.Generator(device).manual_seed(0)
     x0, cond = torch.randn(shape, device=device), torch.zeros(shape[0], text.LENGTH, dtype=torch.long, device=device)
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -82,7 +81,7 @@ def training_step_cost(model: Preconditioned, shape: tuple[int, ...], steps: int
         begin = time.perf_counter()
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
-                device.type, torch.bfloat16, enabled=bf16):
+                device.type, torch.bfloat16, enabled=has_bf16(device)):
             loss = recipes.diffusion_loss(model, x0, cond, generator)
         loss.backward()
         optimizer.step()

@@ -63,10 +63,14 @@ def balanced(labels: Tensor, samples: int) -> list[Tensor]:
 def _fashion_rows(device, samples, seeds, runs: Iterable[Run], batch: int | None = None) -> Iterable[Row]:
     """Two rows for every run: Frechet distance and class agreement, beside those of real images."""
     batch = min(samples, batch or (500 if device.type == "cuda" else 50))
-    classifier = recipes.load("fashion_classifier")
-    reference = features(classifier.features, data.fashion_mnist("train")[0])
+    classifier = recipes.load("fashion_classifier", device)
+
+    def seen(images: Tensor) -> Tensor:
+        return features(classifier.features, images.to(device)).cpu()
+
+    reference = seen(data.fashion_mnist("train")[0])
     images, classes = data.fashion_mnist("test")
-    held_out = features(classifier.features, images)
+    held_out = seen(images)
     floor = statistics.mean(frechet(held_out[rows], reference) for rows in balanced(classes, samples))
     agreement_of_real = recipes.accuracy(classifier, images, classes)
     labels = (torch.arange(samples) % 10).to(device)
@@ -76,7 +80,7 @@ def _fashion_rows(device, samples, seeds, runs: Iterable[Run], batch: int | None
         common = {"method": run.name, "dataset": "fashion_mnist", "nfe": result.nfe, "depth": result.depth,
                   "batch": batch, "seconds": seconds, "device": device_name(device), "guidance": run.guidance,
                   "samples": samples, "seeds": seeds, "weights": run.weights, "status": status(samples, seeds)}
-        distances = [frechet(features(classifier.features, r.x), reference) for r, _ in drawn]
+        distances = [frechet(seen(r.x), reference) for r, _ in drawn]
         agreements = [recipes.accuracy(classifier, r.x, labels) for r, _ in drawn]
         yield Row(metric="frechet", value=statistics.mean(distances), spread=spread(distances), floor=floor, **common)
         yield Row(metric="class_agreement", value=statistics.mean(agreements), spread=spread(agreements),

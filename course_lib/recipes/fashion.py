@@ -92,7 +92,7 @@ fashion_progressive_1 = progressive(1, "fashion_progressive_2")
 
 
 @recipe(build=lambda: Student(fashion_unet(numbers=1), CosineVP(), V()), steps=20_000,
-        reads=(*CLOTHES, "fashion_guided_student"), start="fashion_progressive_1", int8=True)
+        reads=(*CLOTHES, "fashion_guided_student"), start="fashion_progressive_1", int8=True, bf16=False)
 def fashion_consistency(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the guided flow, told weights up to 0.5, from whole paths of fashion_guided_student."""
     teacher = weights.load("fashion_guided_student", device)

@@ -33,14 +33,15 @@ def path_error(f: Student, n: int = 2000) -> dict[str, float]:
     return {"path_error": (f(x.float().to(device), f.schedule.t_max).cpu() - ends).norm(dim=1).mean().item()}
 
 
-@recipe(build=lambda: Preconditioned(MLP(fastest=8.0), CosineVP(), V()), steps=4000)
+@recipe(build=lambda: Preconditioned(MLP(fastest=8.0), CosineVP(), V()), steps=4000, bf16=False)
 def ring_teacher(model: Preconditioned, device, **run) -> tuple[Trained, dict[str, float]]:
     """Diffusion model of the ring of eight spots, with which the next two begin."""
     trained = training.train(diffusion_loss, model, ring_data(), batch=512, lr=2e-3, ema=0.999, device=device, **run)
     return trained, test_loss(diffusion_loss, trained.model, ring_data(seed=1), n=20_000)
 
 
-@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher", merit="path_error")
+@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher", merit="path_error",
+        bf16=False)
 def ring_tuned(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the ring by easy consistency tuning: no teacher, and a gap that closes."""
     loss = training_loss(closing(4.0, every=1500, mean=0.0, std=2.0, stages=4), c=0.1)
@@ -48,7 +49,8 @@ def ring_tuned(model: Student, device, **run) -> tuple[Trained, dict[str, float]
     return replace(trained, model=trained.model.f), path_error(trained.model.f)
 
 
-@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher", merit="path_error")
+@recipe(build=lambda: Student(MLP(fastest=8.0), CosineVP(), V()), steps=8000, start="ring_teacher", merit="path_error",
+        bf16=False)
 def ring_continuous(model: Student, device, **run) -> tuple[Trained, dict[str, float]]:
     """Consistency function of the ring in continuous time: no gap, with the slope of the exact denoiser."""
     loss = continuous_loss(ring().denoiser(model.schedule))

@@ -149,10 +149,11 @@ def sums(names: Sequence[str]) -> dict[str, str]:
 
 
 def train(name: str, device: torch.device | str | None = None, steps: int | None = None, out: str | Path | None = None,
-          further: bool = False) -> Path | None:
+          further: bool = False, seconds: float = math.inf, larger: int = 1) -> Path | None:
     """Carry out a recipe: train, measure, write weights and their entry into `out` (`own()`); returns the new file's path.
 
-    Resumes from NAME.state.pt in the same folder after a kill. steps other than the recipe's own are recorded as such.
+    Resumes from NAME.state.pt in the same folder after a kill. steps: instead of the recipe's own, or fewer, if all `seconds`
+    are over before. larger: so many times its batch, where that costs little more, as on a GPU; each step then counts as many.
     further: begin with the best weights there are, of `out` if it is given, and let the learning rate rise and fall once more;
     steps and seconds add up. Under torchrun all processes but the first return None.
     Raises ValueError for an unknown name or device, no steps, or a state of another run; BlockingIOError if another process
@@ -172,35 +173,71 @@ def train(name: str, device: torch.device | str | None = None, steps: int | None
             model.load_state_dict(model.state_dict() | load(function.start).state_dict())
         read = sums((*function.reads, *filter(None, [function.start])))
         identity = {"recipe": name, "further": before.get("sha256", ""), **read}
-        trained, metrics = function(model, steps=steps, device=device, checkpoint=state, seed=before.get("steps", 0),
-                                    identity=identity)
+        trained, metrics = function(model, steps=steps, seconds=seconds, larger=larger, bf16=function.bf16, device=device,
+                                    checkpoint=state, seed=before.get("steps", 0), identity=identity)
         if rank > 0:
             return None
-        path = store(name, trained, metrics, steps, folder, before)
+        path = store(name, trained, metrics, folder, before, larger)
         state.unlink()
     return path
 
 
-def store(name: str, trained: Trained, metrics: dict[str, float], steps: int, folder: Path, before: dict | None = None) -> Path:
+def store(name: str, trained: Trained, metrics: dict[str, float], folder: Path, before: dict | None = None,
+          larger: int = 1) -> Path:
     """Write weights as a new file, then the manifest that vouches for them, both atomically: what was there before stays, whole
     and listed, whenever this is killed. before: the entry of what the training began with."""
     before = before or {"steps": 0, "train_seconds": 0}
     weights = packed(trained.model.state_dict(), RECIPES[name].int8)
     with files.locked(folder / "manifest.json", wait=True):
         others = entries(folder)
-        stems = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-        path = next(path for stem in stems if stem not in others and not (path := folder / f"{stem}.safetensors").exists())
+        path = _free(name, others, folder)
         files.atomic_write(path, lambda file: file.write(save(weights)))
         entry = {
-            "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0, "steps": before["steps"] + steps,
-            "full_steps": RECIPES[name].steps, "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "file": path.name, "sha256": files.sha256(path), "recipe": name, "seed": 0,
+            "steps": before["steps"] + larger * len(trained.losses), "full_steps": RECIPES[name].steps,
+            "parameters": sum(p.numel() for p in trained.model.parameters()),
             "device": device_name(next(trained.model.parameters()).device), "torch": torch.__version__,
             "train_seconds": before["train_seconds"] + round(trained.seconds),
             "final_loss": sum(trained.losses[-200:]) / len(trained.losses[-200:]), "metrics": metrics,
         }
-        text = json.dumps({**others, path.stem: entry}, indent=2, sort_keys=True) + "\n"
-        files.atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
+        _list({**others, path.stem: entry}, folder)
     return path
+
+
+def improves(entry: dict) -> bool:
+    """Are these weights better than all that ship of their recipe, by its figure of merit, and may they take their place? Not
+    where more hangs on just those that ship."""
+    function = known(entry["recipe"])
+    old = [_merit(function, its) for its in entries(checkpoints()).values() if its["recipe"] == entry["recipe"]]
+    return not old or (not function.fixed and _merit(function, entry) > max(old))
+
+
+def ship(path: Path, entry: dict) -> Path | None:
+    """Let verified weights and their entry take the place of those that ship of that recipe; returns their path there, or
+    None if they are no improvement."""
+    folder = checkpoints()
+    with files.locked(folder / "manifest.json", wait=True):
+        if not improves(entry):
+            return None
+        others = entries(folder)
+        old = {stem: its for stem, its in others.items() if its["recipe"] == entry["recipe"]}
+        new = _free(entry["recipe"], others, folder)
+        files.atomic_write(new, lambda file: file.write(path.read_bytes()))
+        _list({stem: its for stem, its in others.items() if stem not in old} | {new.stem: entry | {"file": new.name}}, folder)
+        for its in old.values():
+            (folder / its["file"]).unlink(missing_ok=True)
+    return new
+
+
+def _free(name: str, others: dict[str, dict], folder: Path) -> Path:
+    """The first file NAME.safetensors, NAME-2.safetensors, ... of the folder that neither is there nor is listed."""
+    stems = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    return next(path for stem in stems if stem not in others and not (path := folder / f"{stem}.safetensors").exists())
+
+
+def _list(listed: dict[str, dict], folder: Path) -> None:
+    text = json.dumps(listed, indent=2, sort_keys=True) + "\n"
+    files.atomic_write(folder / "manifest.json", lambda file: file.write(text.encode()))
 
 
 def standing(path: Path) -> str:

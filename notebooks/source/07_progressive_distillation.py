@@ -41,10 +41,10 @@ import torch
 
 from course_lib import data, ledger, plotting, recipes
 from course_lib.classroom import exercise, predict, reveal
-from course_lib.denoiser import X0, Eps, Preconditioned, Student, V, guided, per_row, score, told
+from course_lib.denoiser import X0, Eps, Preconditioned, Student, V, guided, noised, per_row, score, told
 from course_lib.fast_samplers import ddim, dpm_solver_pp, fine_grid, midpoint
 from course_lib.networks import MLP
-from course_lib.progressive import guidance_loss, halving_loss, noisy
+from course_lib.progressive import guidance_loss, halving_loss
 from course_lib.sampling import final, last, prior, sample
 from course_lib.schedules import VE, CosineVP, Flow, LinearVP, SubVP, angle
 from course_lib.score_matching import denoising_loss
@@ -499,7 +499,7 @@ def stage(teacher, ts, error=my_loss):
     def loss(student, x0, generator):
         i = 2 * torch.randint(len(ts) // 2, (len(x0),), generator=generator)
         t, m, s = ts[i], ts[i + 1], ts[i + 2]
-        x = noisy(schedule, x0, t, generator)                   # alpha x0 + sigma eps
+        x, _ = noised(schedule, x0, t, generator)               # alpha x0 + sigma eps
         with torch.no_grad():                                   # the teacher does not learn
             goal = my_two_step_target(teacher, x, t, m, s)
         return error(student(x, t), goal, t, schedule)

@@ -47,6 +47,7 @@ from course_lib.denoiser import (
     V,
     eps,
     guided,
+    noised,
     score,
     told,
     tweedie,
@@ -66,7 +67,7 @@ from course_lib.networks import (
 from course_lib.ode_samplers import bits_per_dim, dequantise, encode, exact_divergence, hutchinson, log_likelihood, rk45
 from course_lib.parallel import converged, parareal, picard
 from course_lib.plotting import image_grid, image_rows, paths, scatter
-from course_lib.progressive import guidance_loss, halving_loss, midpoint_target, noisy, two_step_target
+from course_lib.progressive import guidance_loss, halving_loss, midpoint_target, two_step_target
 from course_lib.sampling import draws, final, last, prior, sample
 from course_lib.schedules import CosineVP, Flow, log_snr_to_zero, uniform
 from course_lib.score_matching import (
@@ -313,7 +314,7 @@ CASES |= {
     **{name: bridge(name) for name in ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")},
     "two_step_target": lambda d: [target(points(d), normal(d, 5, 2), 0.9, 0.8, 0.6, labels(d))
                                   for target in (two_step_target, midpoint_target)],
-    "noisy": lambda d: noisy(CosineVP(), normal(d, 5, 2), torch.full((5,), 0.5).to(d), gen(d)),
+    "noised": lambda d: noised(CosineVP(), normal(d, 5, 2), torch.full((5,), 0.5).to(d), gen(d)),
     "divergence": lambda d: divergence(lambda x: score(exact(), x, 0.3), normal(d, 5, 2)),
     "langevin": lambda d: list(langevin(lambda x: score(exact(), x, 0.3), normal(d, 5, 2), 0.01, 2, gen(d))),
     "annealed_langevin": lambda d: [list(annealed_langevin(exact(schedules.VE()), normal(d, 5, 2), GRID.to(where), 2,
