@@ -67,7 +67,7 @@ def training_step_cost(model: Preconditioned, shape: tuple[int, ...], steps: int
     """Median seconds of a step forwards, backwards and of Adam, and the MiB that it must hold at once.
 
     Those are what the pass forwards keeps for the way back, and of every weight itself, its gradient and Adam's two moments.
-    In the precision of a recipe's training there: bfloat16 where the device has it.
+    On a GPU that has it in bfloat16, as trainings there; a CPU is timed in float32, whatever processor it is.
     """
     device, kept, seconds = next(model.parameters()).device, {}, []
     optimizer, generator = torch.optim.AdamW(model.parameters()), torch.Generator(device).manual_seed(0)
@@ -81,7 +81,7 @@ def training_step_cost(model: Preconditioned, shape: tuple[int, ...], steps: int
         begin = time.perf_counter()
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
-                device.type, torch.bfloat16, enabled=has_bf16(device)):
+                device.type, torch.bfloat16, enabled=device.type == "cuda" and has_bf16(device)):
             loss = recipes.diffusion_loss(model, x0, cond, generator)
         loss.backward()
         optimizer.step()

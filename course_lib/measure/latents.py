@@ -71,7 +71,7 @@ def trained_for(budget: float, x0: Tensor, captions: Tensor, device, batch: int 
     model = Preconditioned(network, CosineVP(), V()).to(device)
     a_step, _ = training_step_cost(copy.deepcopy(model), (batch, *x0.shape[1:]))
     settings = TRAINING | {"steps": max(1, round(budget / a_step)), "batch": batch, "lr": 1e-3, "device": device}
-    trained = train(recipes.captioned_loss, model, [x0, captions], bf16=True, **settings)
+    trained = train(recipes.captioned_loss, model, [x0, captions], bf16=next(model.parameters()).is_cuda, **settings)
     return trained.model, trained.seconds
 
 

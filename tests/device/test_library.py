@@ -87,7 +87,7 @@ ELSEWHERE = {  # why a module's functions need no case here
     "recipes.emoji": "emoji_dit emoji_latents emoji_captions text_to_image",                     # test_training runs recipes
     "recipes.fashion": "fashion_unet progressive", "recipes.losses": "test_loss", "recipes.ring": "ring_data",
     "text": "split known caption vocabulary tokens share_found mean_length NGrams",                         # strings
-    "training": "Trained default_device chosen_device device_name train join_process_group",     # test_training
+    "training": "Trained default_device chosen_device device_name has_bf16 train join_process_group",  # test_training
 }
 
 
