@@ -104,12 +104,10 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    try:
-        if 0 < (number := float(text)) < float("inf"):
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    number = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
+    if not number:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return number
 
 
 def _root(root: Path | None) -> Path:

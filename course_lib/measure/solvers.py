@@ -449,7 +449,7 @@ def _row(target: str, library: str, solver: str, grid: str, evaluations: int, er
 def solvers(device=None, samples: int | None = None, seeds: int | None = None) -> list[SolverRow]:
     """Deterministic samplers on four known solutions and two networks: the course's and, where installed, its peers'.
 
-    Writes data/solvers.csv; some ten minutes. Always on the CPU; `samples` starts (2048) on the ring and a share of them on
+    Writes data/solvers.csv; some twenty minutes. Always on the CPU; `samples` starts (2048) on the ring and a share of them on
     the other targets, of which there is one set: `seeds` counts for nothing.
     """
     samples = samples or 2048

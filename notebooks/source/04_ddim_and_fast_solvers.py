@@ -1107,10 +1107,11 @@ for solver in ("ddim", "DDIM", "dpm_solver_pp, order 2", "DPM-Solver++, order 2"
 #
 # With ten and twenty evaluations second and third order win, on grids that were learnt on this very ring. That is not quite
 # fair: the field's solvers must work on any model. The lines "no learning" show what remains without it, and there a close
-# relative wins that you have not written. `abm` draws its polynomial through the slope of a straight line from data to noise, in the clock
-# $u=\sigma/(\alpha+\sigma)$, in which the last step to the data is like any other; the top of `course_lib/fast_samplers.py`
-# derives it and DPM-Solver++ side by side, and `few_steps` is `abm` with order and grid by a rule. Every line is the best of
-# many, chosen after the fact, for us and for them. (The times are those of the machine that measured.)
+# relative wins that you have not written. `abm` draws its polynomial through the slope of a straight line from data to noise,
+# in the clock $u=\sigma/(\alpha+\sigma)$, in which the last step to the data is like any other; the top of
+# `course_lib/fast_samplers.py` derives it and DPM-Solver++ side by side, and `few_steps` is `abm` with order and grid by a
+# rule. Every line is the best of many, chosen after the fact, for us and for them. (The times are those of the machine that
+# measured.)
 
 # %% [markdown]
 # ## 7 · Closing task: exact for a Gaussian

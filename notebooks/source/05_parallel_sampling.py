@@ -468,9 +468,8 @@ for step in (ddim, euler, ancestral, euler_maruyama):
 
 # %% [markdown]
 # Rounding, and nothing else. A stochastic sampler, too, is reproduced to the last digits: same noise, same sample. (How many
-# digits that is, the network says: in float32 on a CPU some six, but a GPU takes three of them in a convolution, unless
-# `torch.backends.cudnn.allow_tf32` is False, and rounds a large batch otherwise than a small one. Pictures are then the same
-# to about 0.001.)
+# digits that is, the network says: float32 has some seven, but a GPU takes no more than three or four of them into a
+# convolution, unless `torch.backends.cudnn.allow_tf32` is False, and rounds a large batch otherwise than a small one.)
 
 # %% [markdown]
 # ## 4 · A window, and when to stop

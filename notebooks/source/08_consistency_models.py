@@ -629,9 +629,9 @@ continuous = shipped_student("ring_continuous")
 judge("distilled, live", shot, 1)
 
 # %% [markdown]
-# No grid, no gap, and one step errs about as little as eight DDIM steps of the exact denoiser do. The live student, taught by
-# those steps, was 600 steps in training and is behind; with the 2000 of scale `full` it comes in front (0.05 when that was
-# tried). Each is one run. Section 7 uses the same derivative for something larger.
+# No grid, no gap, and one step errs about as little as eight DDIM steps of the exact denoiser do. It is no race with the live
+# student, which had 600 steps of training (2000 at scale `full`) where this one had 8000; and each is one run. Section 7 uses
+# the same derivative for something larger.
 
 # %% [markdown]
 # ## 6 · More than one step

@@ -13,6 +13,7 @@ spare the same launches once more, at the price of a minute of compiling and of 
 `course measure steps` says what a graph gains.
 """
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -340,11 +341,9 @@ class Running:
         self.result = {None: "stopped", 0: "passed"}.get(self.process.poll(), "failed")
         self.seconds = time.monotonic() - self.start
         for kind, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, None)):
-            try:
-                os.killpg(self.process.pid, kind)
+            with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):   # all of it is gone, or
+                os.killpg(self.process.pid, kind)                                                     # the next kind's turn
                 self.process.wait(patience)
-            except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-                pass
 
     def said(self) -> list[str]:
         """The last twenty lines that it printed; of a progress bar what was shown last."""
